@@ -1,0 +1,450 @@
+"""The door to Kafka (confluent_kafka): records in and out, topics, watermarks, and the embedded cluster for the demo.
+
+Temporary trouble becomes `TemporaryError`; a Kafka that is away is one log line, librdkafka keeps trying by itself.
+Keys are partitioned by murmur2, as every other Kafka client does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import confluent_kafka as ck
+from confluent_kafka.admin import AdminClient, NewTopic
+from pydantic import BaseModel, ConfigDict
+
+from sluice.wire import metrics
+from sluice.wire.errors import PermanentError, TemporaryError
+
+log = logging.getLogger(__name__)
+
+Headers = list[tuple[str, bytes]]
+TopicPartition = tuple[str, int]
+
+
+class KafkaCluster(BaseModel):
+    """Where Kafka is and how to speak with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    bootstrap: str = "127.0.0.1:9092"
+    """Bootstrap servers, `host:port,…`."""
+    options: dict[str, str] = {}
+    """Further librdkafka settings, such as `security.protocol` and `sasl.*`."""
+
+    def config(self, name: str) -> dict[str, object]:
+        """librdkafka's configuration for a client of the door called `name`."""
+        return {
+            "bootstrap.servers": self.bootstrap,
+            "client.id": f"sluice-{name}",
+            "error_cb": _Errors(name, self.bootstrap),
+            "log_level": 0,
+            "log.connection.close": False,
+            "reconnect.backoff.ms": 100,
+            "reconnect.backoff.max.ms": 5000,
+            **self.options,
+        }
+
+
+class _Errors:
+    """librdkafka's error callback: one line when Kafka goes away, whatever the number of tries."""
+
+    def __init__(self, name: str, bootstrap: str) -> None:
+        self.name = name
+        self.bootstrap = bootstrap
+        self.down = False
+
+    def __call__(self, error: ck.KafkaError) -> None:
+        if error.fatal():
+            log.error("%s: Kafka: %s", self.name, error)
+        elif error.code() == ck.KafkaError._ALL_BROKERS_DOWN and not self.down:
+            self.down = True
+            metrics.DOOR_DOWN.labels(door=self.name).inc()
+            log.warning("%s: Kafka at %s is away; trying again until it is back", self.name, self.bootstrap)
+
+    def works(self) -> None:
+        """Something came through: the next loss is news again."""
+        if self.down:
+            self.down = False
+            log.info("%s: Kafka at %s is back", self.name, self.bootstrap)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it was read; `timestamp_ms` is the broker's or the producing server's, never a device's."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    timestamp_ms: int
+    headers: Headers
+
+
+Delivered = Callable[[Exception | None], None]
+
+
+class KafkaWriter:
+    """An idempotent producer, acks=all. Not for several threads at once but for `poll` in the owner's loop.
+
+    `linger_ms` is how long a record may wait for company; `compression` librdkafka's name of one.
+    """
+
+    def __init__(
+        self, name: str, cluster: KafkaCluster, *, linger_ms: float = 1, compression: str = "none"
+    ) -> None:
+        config = cluster.config(name) | {
+            "enable.idempotence": True,
+            "acks": "all",
+            "partitioner": "murmur2_random",
+            "linger.ms": linger_ms,
+            "compression.type": compression,
+            "delivery.timeout.ms": 2_147_483_647,
+        }
+        self._errors = config["error_cb"]
+        self._producer = ck.Producer(config)
+        self.name = name
+
+    def write(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | str | None = None,
+        partition: int | None = None,
+        headers: Headers | None = None,
+        on_delivery: Delivered | None = None,
+    ) -> None:
+        """Queue one record. `on_delivery(None | error)` is called from `poll` or `flush` when its fate is known.
+
+        Raises `TemporaryError` when the queue is full: call `poll` and try again. A record that can never be
+        delivered (too large, no such topic) reports `PermanentError` to `on_delivery`.
+        """
+
+        def report(error: ck.KafkaError | None, message: ck.Message) -> None:
+            if error is None and isinstance(self._errors, _Errors):
+                self._errors.works()
+            if on_delivery is not None:
+                on_delivery(
+                    None
+                    if error is None
+                    else (message_error(error, message.offset() or -1) or _error(error, topic))
+                )
+
+        try:
+            extra = {} if partition is None else {"partition": partition}
+            self._producer.produce(topic, value, key=key, headers=headers, on_delivery=report, **extra)
+        except BufferError as error:
+            raise TemporaryError(f"{self.name}: too many records wait for Kafka", 0.05) from error
+        except ck.KafkaException as error:
+            raise _error(error.args[0], topic) from error
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Run delivery callbacks, waiting up to `timeout_s` for the first."""
+        self._producer.poll(timeout_s)
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until nothing is under way, `timeout_s` at most; returns how many records still are."""
+        return self._producer.flush(timeout_s)
+
+    def write_all(
+        self, topic: str, pairs: Iterable[tuple[bytes | str | None, bytes | None]], timeout_s: float
+    ) -> None:
+        """Write (key, value) pairs and wait for all; `TemporaryError` if not all were confirmed in time."""
+        failures: list[Exception] = []
+
+        def note(error: Exception | None) -> None:
+            if error is not None:
+                failures.append(error)
+
+        for key, value in pairs:
+            self.write(topic, value, key=key, on_delivery=note)
+        left = self.flush(timeout_s)
+        if failures:
+            raise failures[0]
+        if left:
+            self._producer.purge()
+            raise TemporaryError(f"Kafka confirmed not all records for {topic} within {timeout_s:g} s")
+
+
+class KafkaReader:
+    """A consumer of one group, offsets committed only by `commit`, explicit topics, `read_committed`.
+
+    `on_assigned` and `on_lost` get lists of (topic, partition) and are called from `read`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cluster: KafkaCluster,
+        group: str,
+        *,
+        from_beginning: bool = True,
+        on_assigned: Callable[[list[TopicPartition]], Mapping[TopicPartition, int] | None] | None = None,
+        on_lost: Callable[[list[TopicPartition]], None] | None = None,
+        on_reset: Callable[[str], None] | None = None,
+    ) -> None:
+        config = cluster.config(name) | {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest" if from_beginning else "latest",
+            "isolation.level": "read_committed",
+            "partition.assignment.strategy": "range",
+            "session.timeout.ms": 10_000,
+            "fetch.wait.max.ms": 100,
+            "fetch.message.max.bytes": 2_000_000,
+        }
+        self._errors = config["error_cb"]
+        self._consumer = ck.Consumer(config)
+        self._on_assigned = on_assigned
+        self._on_lost = on_lost
+        self._on_reset = on_reset
+        self.name = name
+        self.topics: list[str] = []
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Read exactly these topics from now on."""
+        self.topics = sorted(topics)
+        self._consumer.subscribe(self.topics, on_assign=self._assigned, on_revoke=self._lost, on_lost=self._lost)
+
+    def _assigned(self, consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+        wanted = self._on_assigned([(p.topic, p.partition) for p in partitions]) if self._on_assigned else None
+        if wanted:
+            for p in partitions:
+                p.offset = wanted.get((p.topic, p.partition), p.offset)
+        consumer.assign(partitions)
+
+    def _lost(self, _consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+        if self._on_lost:
+            self._on_lost([(p.topic, p.partition) for p in partitions])
+
+    def read(self, most: int, timeout_s: float) -> list[Record]:
+        """Up to `most` records: waits `timeout_s` for the first, then takes what is there already.
+
+        librdkafka's own `consume(n, timeout)` would wait the whole timeout for all n.
+        """
+        first = self._consumer.poll(timeout_s)
+        if first is None:
+            return []
+        rest = self._consumer.consume(most - 1, 0.0) if most > 1 else []
+        records = []
+        for message in (first, *rest):
+            error = message.error()
+            if error is not None:
+                if error.code() not in _PASSING:
+                    log.warning("%s: Kafka: %s", self.name, error)
+                continue
+            _kind, timestamp = message.timestamp()
+            records.append(
+                Record(
+                    message.topic() or "",
+                    message.partition() or 0,
+                    message.offset() or 0,
+                    _as_bytes(message.key()),
+                    _as_bytes(message.value()) or b"",
+                    timestamp,
+                    [(k, _as_bytes(v) or b"") for k, v in message.headers() or []],
+                )
+            )
+        if records and isinstance(self._errors, _Errors):
+            self._errors.works()
+        return records
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
+        """Commit the next offset to read of each topic partition; False when they are someone else's by now.
+
+        Raises `TemporaryError` when Kafka cannot say.
+        """
+        if not offsets:
+            return True
+        try:
+            self._consumer.commit(
+                offsets=[ck.TopicPartition(t, p, o) for (t, p), o in offsets.items()], asynchronous=False
+            )
+        except ck.KafkaException as error:
+            code = error.args[0].code()
+            if code in _NOT_OURS:
+                log.info("%s: topic partitions were given to another reader", self.name)
+                return False
+            raise TemporaryError(f"{self.name}: offsets could not be committed: {error.args[0].str()}") from error
+        return True
+
+    def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Read these topic partitions from these offsets on; one that is no longer ours is left.
+
+        Raises `RuntimeError` when one that is ours cannot be rewound: to go on would skip records.
+        """
+        for (topic, partition), offset in offsets.items():
+            try:
+                self._consumer.seek(ck.TopicPartition(topic, partition, offset))
+            except ck.KafkaException as error:
+                if (topic, partition) in self.assignment():
+                    raise RuntimeError(f"{topic}[{partition}] cannot be rewound: {error.args[0].str()}") from error
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        """Stop fetching these topic partitions while staying their reader."""
+        self._consumer.pause([ck.TopicPartition(t, p) for t, p in partitions])
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Fetch these topic partitions again."""
+        self._consumer.resume([ck.TopicPartition(t, p) for t, p in partitions])
+
+    def assignment(self) -> set[TopicPartition]:
+        """The topic partitions that are ours now."""
+        return {(p.topic, p.partition) for p in self._consumer.assignment()}
+
+    def assign(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Read exactly these topic partitions from these offsets, without a group's say."""
+        self._consumer.assign([ck.TopicPartition(t, p, o) for (t, p), o in offsets.items()])
+
+    def assign_all(self, topic: str) -> None:
+        """Read all partitions of `topic` from the beginning, without a group's say."""
+        count = partitions_of(self._consumer, topic)
+        self._consumer.assign([ck.TopicPartition(topic, p, ck.OFFSET_BEGINNING) for p in range(count)])
+
+    def watermarks(self, partition: TopicPartition, timeout_s: float = 10.0) -> tuple[int, int]:
+        """(first offset still there, offset after the last). `PermanentError`: no such topic partition."""
+        try:
+            return self._consumer.get_watermark_offsets(ck.TopicPartition(*partition), timeout=timeout_s)
+        except ck.KafkaException as error:
+            raise _error(error.args[0], f"{partition[0]}[{partition[1]}]") from error
+
+    def topic_names(self, timeout_s: float = 5.0) -> set[str]:
+        """All topics; `TemporaryError` when Kafka is away."""
+        try:
+            return set(self._consumer.list_topics(timeout=timeout_s).topics)
+        except ck.KafkaException as error:
+            raise TemporaryError(f"{self.name}: {error.args[0].str()}") from error
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+
+def partitions_of(client: ck.Consumer | ck.Producer | AdminClient, topic: str, timeout_s: float = 10.0) -> int:
+    """How many topic partitions `topic` has; `PermanentError` if there is no such topic."""
+    try:
+        found = client.list_topics(topic, timeout=timeout_s).topics[topic]
+    except ck.KafkaException as error:
+        raise _error(error.args[0], topic) from error
+    if found.error is not None or not found.partitions:
+        raise PermanentError(f"Kafka has no topic {topic}")
+    return len(found.partitions)
+
+
+def ensure_topics(
+    cluster: KafkaCluster,
+    topics: Mapping[str, int],
+    *,
+    compacted: Iterable[str] = (),
+    replication: int = 1,
+    timeout_s: float = 15.0,
+) -> None:
+    """Make the topics (name: number of topic partitions) that are not there yet.
+
+    Raises `TemporaryError` when Kafka is away, `PermanentError` when it refuses. The embedded cluster has no topic
+    administration: there a topic is made by asking for it, with the cluster's own number of topic partitions.
+    """
+    admin = AdminClient(cluster.config("admin"))
+    try:
+        there = admin.list_topics(timeout=timeout_s)
+        missing = {name: count for name, count in topics.items() if name not in there.topics}
+        if not missing:
+            return
+        if there.controller_id < 0:
+            for name in missing:
+                admin.list_topics(name, timeout=timeout_s)
+            return
+        squeezed = set(compacted)
+        wanted = [
+            NewTopic(
+                name,
+                num_partitions=count,
+                replication_factor=replication,
+                config={"cleanup.policy": "compact"} if name in squeezed else {},
+            )
+            for name, count in missing.items()
+        ]
+        for name, future in admin.create_topics(wanted, request_timeout=timeout_s).items():
+            try:
+                future.result()
+            except ck.KafkaException as error:
+                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise _error(error.args[0], name) from error
+    except ck.KafkaException as error:
+        raise TemporaryError(f"Kafka at {cluster.bootstrap}: {error.args[0].str()}") from error
+
+
+def dead_letter_headers(reason: str, room: str, origin: str, partition: int = -1, offset: int = -1) -> Headers:
+    """What a dead letter says of itself: reason, room that gave up, topic it came from, its place there."""
+    return [
+        ("reason", reason.encode()),
+        ("room", room.encode()),
+        ("origin", origin.encode()),
+        ("partition", str(partition).encode()),
+        ("offset", str(offset).encode()),
+    ]
+
+
+class EmbeddedKafka:
+    """librdkafka's mock cluster on loopback, alive as long as this object: for the demo and fast tests only.
+
+    It keeps at most 5 MiB or 100 000 records a topic partition and drops older ones without an error; it has no
+    transactions and no topic administration. Never measure delivery on it.
+    """
+
+    def __init__(self) -> None:
+        self._producer = ck.Producer({"test.mock.num.brokers": 1, "log_level": 0})
+        broker = next(iter(self._producer.list_topics(timeout=10).brokers.values()))
+        self.bootstrap = f"{broker.host}:{broker.port}"
+
+
+def message_error(error: ck.KafkaError, _offset: int) -> Exception | None:
+    """The permanent errors that belong to one record and not to Kafka's state; None for others."""
+    if error.code() in _RECORD_ERRORS:
+        return PermanentError(f"Kafka: {error.str()}")
+    return None
+
+
+_PASSING = {
+    ck.KafkaError._PARTITION_EOF,
+    ck.KafkaError._ALL_BROKERS_DOWN,
+    ck.KafkaError._TRANSPORT,
+    ck.KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
+_RECORD_ERRORS = {
+    ck.KafkaError.MSG_SIZE_TOO_LARGE,
+    ck.KafkaError.INVALID_RECORD,
+    ck.KafkaError.RECORD_LIST_TOO_LARGE,
+}
+_NOT_OURS = {
+    ck.KafkaError.ILLEGAL_GENERATION,
+    ck.KafkaError.REBALANCE_IN_PROGRESS,
+    ck.KafkaError.UNKNOWN_MEMBER_ID,
+    ck.KafkaError._ASSIGNMENT_LOST,
+    ck.KafkaError._STATE,
+}
+_PERMANENT = _RECORD_ERRORS | {
+    ck.KafkaError.UNKNOWN_TOPIC_OR_PART,
+    ck.KafkaError._UNKNOWN_TOPIC,
+    ck.KafkaError._UNKNOWN_PARTITION,
+    ck.KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    ck.KafkaError.TOPIC_EXCEPTION,
+    ck.KafkaError.INVALID_PARTITIONS,
+    ck.KafkaError.INVALID_REPLICATION_FACTOR,
+    ck.KafkaError.POLICY_VIOLATION,
+    ck.KafkaError._INVALID_ARG,
+}
+
+
+def _error(error: ck.KafkaError, what: str) -> PermanentError | TemporaryError:
+    kind = PermanentError if error.code() in _PERMANENT else TemporaryError
+    return kind(f"Kafka, {what}: {error.str()}")
+
+
+def _as_bytes(value: object) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    return str(value).encode()

@@ -1,0 +1,229 @@
+"""The door to an MQTT broker (paho-mqtt): reconnects by itself, hands messages over, acknowledges when told.
+
+Messages arrive in paho's network thread and go to `on_message`, which may block: that is the back-pressure, since it
+stops reading from the socket. A QoS 1 message is acknowledged to the broker only by `ack`, and only within the
+connection that brought it, because message ids belong to a connection. Publishing while the broker is away keeps the
+message in memory and sends it when the broker is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from pydantic import BaseModel, ConfigDict, Field
+
+from sluice.wire import metrics
+from sluice.wire.errors import TemporaryError
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 100
+"""QoS 1 messages under way at once; more was no faster."""
+
+
+class MqttBroker(BaseModel):
+    """Where a broker is and who we are there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Host name or address of the broker."""
+    port: int = Field(default=1883, ge=1, le=65535)
+    """TCP port of the broker."""
+    username: str | None = None
+    """User name; a device's is its own name."""
+    password: str | None = None
+    """Password of that user."""
+    version: int = Field(default=5, ge=3, le=5)
+    """MQTT version: 5, or 3 for 3.1.1."""
+    tls_ca: str | None = None
+    """File of the certificate authority; set, the connection uses TLS."""
+    keepalive_s: int = Field(default=30, ge=5)
+    """Seconds of silence after which the broker is asked whether it is there."""
+    session_expiry_s: int = 7 * 24 * 3600
+    """Seconds that the broker keeps our session while we are away (MQTT 5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message as it arrived; `generation` counts connections, so that none acknowledges another's."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retained: bool
+    mid: int
+    generation: int
+
+
+class MqttDoor:
+    """One client of one broker.
+
+    `on_message`, `on_up`, `on_down` and `on_published(mid)` are called from paho's thread. An exception in them ends
+    the process: they must hand over and return.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        broker: MqttBroker,
+        client_id: str,
+        *,
+        subscriptions: Sequence[tuple[str, int]] = (),
+        on_message: Callable[[Incoming], None] | None = None,
+        on_up: Callable[[], None] | None = None,
+        on_down: Callable[[], None] | None = None,
+        on_published: Callable[[int], None] | None = None,
+        will: tuple[str, bytes] | None = None,
+        keep_session: bool = True,
+    ) -> None:
+        self.name = name
+        self.broker = broker
+        self.generation = 0
+        self.up = threading.Event()
+        self._on = (on_message, on_up, on_down, on_published)
+        self._subscriptions = list(subscriptions)
+        self._stopping = False
+        self._told_down = False
+        five = broker.version == 5
+        self._clean = not keep_session
+        self._client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=None if five else self._clean,
+            protocol=paho.MQTTv5 if five else paho.MQTTv311,
+            manual_ack=True,
+        )
+        self._properties: Properties | None = None
+        if five:
+            self._properties = Properties(PacketTypes.CONNECT)
+            self._properties.SessionExpiryInterval = broker.session_expiry_s if keep_session else 0
+        client = self._client
+        if broker.username is not None:
+            client.username_pw_set(broker.username, broker.password)
+        if broker.tls_ca is not None:
+            client.tls_set(broker.tls_ca)
+        if will is not None:
+            client.will_set(will[0], will[1], qos=1, retain=True)
+        client.max_inflight_messages_set(IN_FLIGHT)
+        client.reconnect_delay_set(random.uniform(0.2, 0.6), random.uniform(3.0, 6.0))  # type: ignore[arg-type]
+        client.on_connect = self._connected
+        client.on_connect_fail = self._connect_failed
+        client.on_disconnect = self._disconnected
+        client.on_message = self._arrived
+        client.on_publish = self._published
+
+    def start(self) -> None:
+        """Begin to connect, in a thread of its own; returns at once, whether or not the broker is there."""
+        self._client.connect_async(
+            self.broker.host,
+            self.broker.port,
+            keepalive=self.broker.keepalive_s,
+            clean_start=self._clean if self.broker.version == 5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
+            properties=self._properties,
+        )
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Disconnect in an orderly way (no last will) and end the thread."""
+        self._stopping = True
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
+        """Hand a message to the client and return its message id; `on_published` tells when the broker has it."""
+        info = self._client.publish(topic, payload, qos=qos, retain=retain)
+        if info.rc == paho.MQTT_ERR_QUEUE_SIZE:
+            raise TemporaryError(f"{self.name}: too many messages wait for the MQTT broker")
+        return info.mid
+
+    def ack(self, message: Incoming) -> None:
+        """Acknowledge a QoS 1 message to the broker; one of an earlier connection is left, it comes again."""
+        if message.qos > 0 and message.generation == self.generation:
+            self._client.ack(message.mid, message.qos)
+
+    def _connected(
+        self,
+        client: paho.Client,
+        _userdata: object,
+        _flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            self._say_down(f"refused: {reason}")
+            return
+        self.generation += 1
+        self._told_down = False
+        log.info("%s: connected to MQTT broker %s:%d", self.name, self.broker.host, self.broker.port)
+        if self._subscriptions:
+            client.subscribe(self._subscriptions)
+        self.up.set()
+        if self._on[1]:
+            self._on[1]()
+
+    def _connect_failed(self, _client: paho.Client, _userdata: object) -> None:
+        self._say_down("no answer")
+
+    def _disconnected(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        _flags: paho.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        was_up = self.up.is_set()
+        self.up.clear()
+        self.generation += 1
+        if self._stopping:
+            return
+        self._say_down(str(reason))
+        if was_up and self._on[2]:
+            self._on[2]()
+
+    def _say_down(self, why: str) -> None:
+        """One line for each time that the broker goes away, not one for each try."""
+        if not self._told_down:
+            self._told_down = True
+            metrics.DOOR_DOWN.labels(door=self.name).inc()
+            log.warning(
+                "%s: MQTT broker %s:%d is away (%s); trying again until it is back",
+                self.name,
+                self.broker.host,
+                self.broker.port,
+                why,
+            )
+
+    def _arrived(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        if self._on[0]:
+            self._on[0](
+                Incoming(
+                    message.topic,
+                    bytes(message.payload),
+                    message.qos,
+                    message.retain,
+                    message.mid,
+                    self.generation,
+                )
+            )
+
+    def _published(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        mid: int,
+        _reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if self._on[3]:
+            self._on[3](mid)

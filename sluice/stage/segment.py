@@ -1,0 +1,163 @@
+"""A segment, running: the TFLite runtime behind one small function. No other module imports the runtime.
+
+`ai-edge-litert` where it is installed, else `tflite-runtime` (32-bit ARM). A segment takes any batch: each batch size
+up to the next power of two has an interpreter of its own, made on first use, because resizing one costs more than a
+run; the surplus rows are zeros and cut off again.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sluice.wire import bundle as bundles
+from sluice.wire.errors import PermanentError
+from sluice.wire.manifest import Manifest, Segment, TensorSpec
+
+Array = NDArray[np.generic]
+Arrays = dict[str, Array]
+
+
+def runtime() -> tuple[str, type]:
+    """(name, Interpreter class) of the installed runtime; `PermanentError` if there is none."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        try:
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError:
+            raise PermanentError(
+                "no TFLite runtime: install ai-edge-litert, or tflite-runtime on 32-bit ARM"
+            ) from None
+        return "tflite-runtime", Interpreter
+    return "ai-edge-litert", Interpreter
+
+
+def profile() -> dict[str, str]:
+    """What runs segments here: runtime, machine, Python."""
+    from importlib.metadata import version
+
+    name, _ = runtime()
+    return {
+        "runtime": f"{name} {version(name)}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+class _Interpreter:
+    """One interpreter at one batch size, its tensors addressed by their names in the signature."""
+
+    def __init__(self, content: bytes, batch: int, specs: Iterable[TensorSpec], threads: int) -> None:
+        _, interpreter_class = runtime()
+        self.core: Any = interpreter_class(model_content=content, num_threads=threads)
+        runner = self.core.get_signature_runner()
+        self.inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
+        self.outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
+        shapes = {spec.name: spec.shape for spec in specs}
+        if shapes.keys() != self.inputs.keys():
+            raise PermanentError(
+                f"segment reads {sorted(self.inputs)}, its manifest says {sorted(shapes)}"
+            )
+        for name, index in self.inputs.items():
+            self.core.resize_tensor_input(index, (batch, *shapes[name]), strict=False)
+        self.core.allocate_tensors()
+
+
+class RunningSegment:
+    """A loaded segment; `run` is its only use. Not for several threads at once."""
+
+    def __init__(self, content: bytes, spec: Segment, threads: int = 1) -> None:
+        self.spec = spec
+        self._content = content
+        self._threads = threads
+        self._by_batch: dict[int, _Interpreter] = {}
+        wanted = {output.name for output in spec.outputs} | ({spec.exit.logits} if spec.exit else set())
+        if missing := wanted - self._at(1).outputs.keys():
+            raise PermanentError(f"segment {spec.index} does not make {sorted(missing)}")
+
+    def _at(self, batch: int) -> _Interpreter:
+        found = self._by_batch.get(batch)
+        if found is None:
+            found = _Interpreter(self._content, batch, self.spec.inputs, self._threads)
+            self._by_batch[batch] = found
+        return found
+
+    def run(self, tensors: Mapping[str, Array]) -> Arrays:
+        """All outputs, each (n, *shape), for inputs (n, *shape) of the dtypes of the spec.
+
+        Other tensors in `tensors` are left alone. Raises `PermanentError` for a wrong shape or dtype: the runtime
+        itself would take it without complaint.
+        """
+        n = len(tensors[self.spec.inputs[0].name]) if self.spec.inputs else 1
+        batch = 1 if n <= 1 else 1 << (n - 1).bit_length()
+        interpreter = self._at(batch)
+        core = interpreter.core
+        for spec in self.spec.inputs:
+            array = tensors[spec.name]
+            if array.shape != (n, *spec.shape) or array.dtype != spec.dtype:
+                raise PermanentError(
+                    f"segment {self.spec.index}, tensor {spec.name!r}: {array.dtype}{list(array.shape)} where "
+                    f"{spec.dtype}{[n, *spec.shape]} is expected"
+                )
+            if batch != n:
+                padded = np.zeros((batch, *spec.shape), dtype=array.dtype)
+                padded[:n] = array
+                array = padded
+            core.set_tensor(interpreter.inputs[spec.name], array)
+        core.invoke()
+        return {name: core.get_tensor(index)[:n] for name, index in interpreter.outputs.items()}
+
+
+def load_segment(content: bytes, spec: Segment, threads: int = 1) -> RunningSegment:
+    """The segment whose TFLite file is `content`; `PermanentError` when the runtime cannot take it."""
+    try:
+        return RunningSegment(content, spec, threads)
+    except (ValueError, RuntimeError) as error:
+        raise PermanentError(f"segment {spec.index} cannot be loaded: {error}") from error
+
+
+def load_segments(
+    folder: Path, manifest: Manifest, indices: range, threads: int = 1
+) -> list[RunningSegment]:
+    """Read from the bundle's `folder`, check, load and prove the segments `indices` on their golden samples.
+
+    Raises `PermanentError` that names the segment and what is wrong.
+    """
+    loaded = []
+    for index in indices:
+        spec = manifest.segments[index]
+        segment = load_segment(bundles.read_blob(folder / bundles.BLOBS, spec.file), spec, threads)
+        prove(segment, bundles.read_blob(folder / bundles.BLOBS, spec.golden))
+        loaded.append(segment)
+    return loaded
+
+
+def prove(segment: RunningSegment, golden: bytes) -> None:
+    """Run the golden samples and compare; `PermanentError` when an output is off by more than the tolerance."""
+    spec = segment.spec
+    try:
+        with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
+            samples = {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise PermanentError(f"segment {spec.index}: golden samples cannot be read: {error}") from error
+    inputs = {name.removeprefix("in."): a for name, a in samples.items() if name.startswith("in.")}
+    wanted = {name.removeprefix("out."): a for name, a in samples.items() if name.startswith("out.")}
+    if not inputs.keys() >= {s.name for s in spec.inputs} or not wanted:
+        raise PermanentError(f"segment {spec.index}: golden samples are incomplete")
+    made = segment.run(inputs)
+    for name, expected in wanted.items():
+        if name not in made or made[name].shape != expected.shape:
+            raise PermanentError(f"segment {spec.index}: golden output {name!r} has another shape")
+        off = float(np.max(np.abs(made[name].astype(np.float64) - expected.astype(np.float64)), initial=0.0))
+        if not off <= spec.tolerance:
+            raise PermanentError(
+                f"segment {spec.index} fails its golden samples: {name!r} is off by {off:.3g}, "
+                f"tolerance {spec.tolerance:.3g}"
+            )

@@ -1,0 +1,47 @@
+"""Settings of a stage: `STAGE_…` in the environment, or a TOML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from sluice.daemon.settings import RoomSettings, SettingsConfigDict
+from sluice.doors.kafka import KafkaCluster
+from sluice.wire.messages import MAX_MESSAGE_BYTES
+
+
+class StageSettings(RoomSettings):
+    """A fog or cloud stage."""
+
+    model_config = SettingsConfigDict(env_prefix="STAGE_", env_nested_delimiter="__")
+
+    tier: Literal["fog", "cloud"]
+    """The tier whose offloads this stage works on."""
+    kafka: KafkaCluster = KafkaCluster()
+    """The Kafka cluster (`STAGE_KAFKA__BOOTSTRAP`, `STAGE_KAFKA__OPTIONS`)."""
+    models: list[str] = []
+    """Models to work on; empty: every model that has a topic for this tier."""
+    cloud_url: str = "http://127.0.0.1:8000"
+    """The control plane, which bundles are fetched from."""
+    token: str | None = None
+    """Bearer token for the control plane."""
+    public_keys: list[str] = Field(default=[], max_length=2)
+    """Ed25519 public keys (base64) of which one must have signed a bundle; empty: the control plane is trusted."""
+    data: Path = Path("stage-data")
+    """Folder of fetched bundles; may be emptied at any time while the stage is stopped."""
+    batch_most: int = Field(default=64, ge=1, le=4096)
+    """Largest number of records taken at once."""
+    poll_timeout_s: float = Field(default=0.1, gt=0)
+    """Longest wait for a first record before other duties are looked at."""
+    commit_interval_s: float = Field(default=0.1, ge=0)
+    """Least time between two commits of offsets; a crash repeats at most what was done since the last."""
+    topics_interval_s: float = Field(default=2.0, gt=0)
+    """Time between two looks for topics of new models."""
+    hold_s: float = Field(default=10.0, gt=0)
+    """How long a topic partition rests before a record of an unknown schema is tried again."""
+    message_limit_bytes: int = MAX_MESSAGE_BYTES
+    """Largest record that is decoded; anything larger is a dead letter."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of the TFLite runtime for each segment."""

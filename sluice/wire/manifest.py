@@ -1,0 +1,216 @@
+"""The bundle's manifest: what a cut model is made of and how it may be run.
+
+`manifest.json` names every other file of the bundle by its sha256, so its own sha256 is the bundle's digest. The
+models here are the format: pydantic checks a manifest when it is read, and `Manifest` checks that segments fit.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sluice.wire.errors import PermanentError
+from sluice.wire.names import TIERS, Name, Sha256, Tier
+
+FORMAT = 1
+MAX_MANIFEST_BYTES = 4_000_000
+
+
+class Part(BaseModel):
+    """Base of all parts: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(Part):
+    """A tensor at a cut: `shape` without the batch axis; `scale` and `zero_point` for codec int8."""
+
+    name: str = Field(min_length=1, max_length=200)
+    dtype: Literal["float32", "float16", "int8", "uint8", "int32", "int64", "bool"]
+    shape: tuple[int, ...] = Field(max_length=8)
+    scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    zero_point: int | None = Field(default=None, ge=-128, le=127)
+
+    @property
+    def size(self) -> int:
+        """Elements of one sample."""
+        return math.prod(self.shape)
+
+    @property
+    def wire_dtype(self) -> np.dtype[Any]:
+        """The dtype as it travels: little-endian."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one sample, uncompressed."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are floating point (and so may be quantised on the wire)."""
+        return self.dtype in ("float32", "float16")
+
+
+class Blob(Part):
+    """A file of the bundle, known by its content."""
+
+    sha256: Sha256
+    size: int = Field(gt=0)
+
+
+class ExitHead(Part):
+    """A classifier at the end of a segment; `logits` is the name of the segment's float32 output that it makes."""
+
+    name: str
+    logits: str
+
+
+class Segment(Part):
+    """One TFLite artifact.
+
+    `inputs` are what it reads, `outputs` what it makes for later segments (without its exit's logits), `passes` the
+    names among the tensors crossing into it that later segments need and it does not change.
+    """
+
+    index: int
+    file: Blob
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    passes: tuple[str, ...] = ()
+    exit: ExitHead | None = None
+    macs: int = Field(ge=0)
+    golden: Blob
+    """An npz: `in.<tensor>` and `out.<tensor>` (logits too), each (n, *shape)."""
+    tolerance: float = Field(gt=0)
+    """Largest absolute difference from the golden outputs; runtimes and CPUs differ in the last bit."""
+
+
+class ExitPolicy(Part):
+    """When an exit may answer: confidence by `measure` after dividing logits by `temperature`, against `threshold`.
+
+    Every measure is scaled to 0..1, larger is surer (entropy: 1 less its share of the maximum); at or above the
+    threshold the exit answers.
+    """
+
+    measure: Literal["max_prob", "entropy", "margin"]
+    threshold: float = Field(ge=0)
+    temperature: float = Field(gt=0, default=1.0)
+
+
+class Certificate(Part):
+    """What was promised of an operating point, by which method, and what was seen."""
+
+    method: str
+    criterion: Literal["agreement", "accuracy"]
+    epsilon: float
+    delta: float
+    n: int
+    violations: int
+
+
+class OperatingPoint(Part):
+    """One choice of placement, codec and exit policy that a device may move to.
+
+    `policies` has one entry an exit, the final exit last (which always answers; only its temperature counts).
+    """
+
+    id: Name
+    placement: tuple[Tier, ...]
+    codec: str
+    policies: tuple[ExitPolicy, ...]
+    certificate: Certificate | None = None
+    expected: dict[str, float | list[float]] = {}
+
+
+class Provenance(Part):
+    """Where the bundle came from."""
+
+    training: str | None = None
+    slices: tuple[str, ...] = ()
+    tools: dict[str, str] = {}
+    created_at: str
+
+
+class Manifest(Part):
+    """The whole manifest; see the module."""
+
+    format: Literal[1] = 1
+    model: Name
+    version: int = Field(ge=1)
+    task: Literal["classification"] = "classification"
+    labels: tuple[str, ...] = Field(min_length=2)
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    segments: tuple[Segment, ...] = Field(min_length=1)
+    operating_points: tuple[OperatingPoint, ...] = Field(min_length=1)
+    provenance: Provenance
+
+    @cached_property
+    def exits(self) -> tuple[Segment, ...]:
+        """The segments that end in an exit, in order; the last is the final exit."""
+        return tuple(segment for segment in self.segments if segment.exit)
+
+    def crossing(self, index: int) -> tuple[TensorSpec, ...]:
+        """The tensors that cross into segment `index`; 0 gives the model's inputs."""
+        specs = self.inputs
+        for segment in self.segments[:index]:
+            passing = tuple(spec for spec in specs if spec.name in segment.passes)
+            specs = segment.outputs + passing
+        return specs
+
+    def operating_point(self, point_id: str) -> OperatingPoint:
+        """The operating point of that id; `PermanentError` if the manifest has none."""
+        for point in self.operating_points:
+            if point.id == point_id:
+                return point
+        known = ", ".join(point.id for point in self.operating_points)
+        raise PermanentError(f"operating point {point_id[:80]!r} is not in the manifest; it has {known}")
+
+    def blobs(self, segments: range | None = None) -> list[Blob]:
+        """The files that running `segments` (all by default) needs."""
+        wanted = segments if segments is not None else range(len(self.segments))
+        return [blob for i in wanted for blob in (self.segments[i].file, self.segments[i].golden)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Manifest:
+        for i, segment in enumerate(self.segments):
+            if segment.index != i:
+                raise ValueError(f"segment {i} says that it is {segment.index}")
+            known = {spec.name: spec for spec in self.crossing(i)}
+            for spec in segment.inputs:
+                if known.get(spec.name) != spec:
+                    raise ValueError(f"segment {i} reads {spec.name!r}, which does not cross into it as such")
+            if missing := set(segment.passes) - known.keys():
+                raise ValueError(f"segment {i} passes on {sorted(missing)}, which do not cross into it")
+        if self.segments[-1].exit is None:
+            raise ValueError("the last segment has no exit")
+        for point in self.operating_points:
+            if len(point.placement) != len(self.segments):
+                raise ValueError(f"operating point {point.id!r} places {len(point.placement)} segments")
+            ranks = [TIERS.index(tier) for tier in point.placement]
+            if ranks != sorted(ranks):
+                raise ValueError(f"operating point {point.id!r} goes down a tier")
+            if len(point.policies) != len(self.exits):
+                raise ValueError(f"operating point {point.id!r} has {len(point.policies)} exit policies")
+        return self
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """The manifest in `data`; `PermanentError` with the first cause if it is none."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise PermanentError(f"manifest of {len(data)} bytes is over the limit of {MAX_MANIFEST_BYTES}")
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise PermanentError(f"manifest: {first_cause(error)}") from error
+
+
+def first_cause(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, in one line: `where: what`."""
+    cause = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(step) for step in cause["loc"])
+    return f"{where}: {cause['msg']}" if where else cause["msg"]

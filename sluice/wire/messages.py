@@ -1,0 +1,190 @@
+"""The two messages that a sample travels in: `Offload` (go on with this) and `Prediction` (the answer).
+
+Both are plain frozen records; `encode` and `decode` are the only way to and from bytes. Decoding checks every field
+that later code relies on, so that nothing behind it has to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from sluice.wire import avro
+from sluice.wire.errors import PermanentError
+from sluice.wire.names import TIERS, Tier, check_name
+
+Status = Literal["provisional", "final"]
+Reason = Literal["exit", "last", "expired", "offline", "timeout"]
+STATUSES = ("provisional", "final")
+REASONS = ("exit", "last", "expired", "offline", "timeout")
+
+MAX_MESSAGE_BYTES = 1_000_000
+"""Bound of one message; brokers are commonly set to 1 MB, and the partitioner refuses cuts above it."""
+MAX_TENSORS = 64
+MAX_RANK = 8
+MAX_ID = 256
+
+
+class HasSample(Protocol):
+    """Whatever knows its sample."""
+
+    @property
+    def device_id(self) -> str: ...
+    @property
+    def epoch(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+
+
+SampleKey = tuple[str, str, int]
+"""(device_id, epoch, seq)"""
+
+
+def sample_of(message: HasSample) -> SampleKey:
+    """The name under which a sample is known everywhere."""
+    return (message.device_id, message.epoch, message.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as it travels: `data` is what `codec` made of an array of `dtype` and `shape` (no batch axis)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+    codec: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What an earlier exit thought: exit index, label index, calibrated confidence (0 to 1)."""
+
+    exit: int
+    label: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """What the next segment needs; fields as in `schemas/offload.v1.avsc`. `epoch` and `bundle` are hex."""
+
+    device_id: str
+    epoch: str
+    seq: int
+    source_id: str | None
+    model: str
+    bundle: str
+    operating_point: str
+    tier: Tier
+    next_segment: int
+    tensors: tuple[Tensor, ...]
+    beliefs: tuple[Belief, ...]
+    captured_at: int
+    ttl_ms: int
+    compute_us: dict[str, int] = field(default_factory=dict)
+    bytes_sent: int = 0
+    trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer; fields as in `schemas/prediction.v1.avsc`. `outputs` is little-endian float32."""
+
+    device_id: str
+    epoch: str
+    seq: int
+    source_id: str | None
+    model: str
+    bundle: str
+    operating_point: str
+    tier: Tier
+    exit: int
+    label: int
+    confidence: float
+    outputs: bytes
+    status: Status
+    reason: Reason
+    captured_at: int
+    produced_at: int
+    compute_us: dict[str, int] = field(default_factory=dict)
+    bytes_sent: int = 0
+    trace: str | None = None
+
+
+Outcome = Offload | Prediction
+
+
+def encode(outcome: Outcome) -> bytes:
+    """The outcome as one Avro single-object record."""
+    record: dict[str, Any] = {name: getattr(outcome, name) for name in outcome.__slots__}
+    record["epoch"] = bytes.fromhex(outcome.epoch)
+    record["bundle"] = bytes.fromhex(outcome.bundle)
+    if isinstance(outcome, Prediction):
+        return avro.encode("prediction", record)
+    record["tensors"] = [{n: getattr(t, n) for n in t.__slots__} for t in outcome.tensors]
+    record["beliefs"] = [{n: getattr(b, n) for n in b.__slots__} for b in outcome.beliefs]
+    return avro.encode("offload", record)
+
+
+def decode_all(payload: bytes, limit: int = MAX_MESSAGE_BYTES) -> list[Outcome]:
+    """All outcomes of a payload; several predictions may share one.
+
+    Raises `PermanentError` when any of them is broken, `UnknownSchemaError` when one may be newer than this version.
+    """
+    return [_checked(message, record) for message, record in avro.decode_all(payload, limit)]
+
+
+def decode(payload: bytes, limit: int = MAX_MESSAGE_BYTES) -> Outcome:
+    """The single outcome of a payload; errors as in `decode_all`, and `PermanentError` if there are several."""
+    outcomes = decode_all(payload, limit)
+    if len(outcomes) != 1:
+        raise PermanentError(f"{len(outcomes)} records where one is expected")
+    return outcomes[0]
+
+
+def _checked(message: str, record: dict[str, Any]) -> Outcome:
+    record["epoch"] = record["epoch"].hex()
+    record["bundle"] = record["bundle"].hex()
+    check_name("device", record["device_id"])
+    check_name("model", record["model"])
+    check_name("operating point", record["operating_point"])
+    _require(record["seq"] >= 0, "seq is negative")
+    _require(record["source_id"] is None or len(record["source_id"]) <= MAX_ID, "source_id is too long")
+    _require(record["trace"] is None or len(record["trace"]) <= MAX_ID, "trace is too long")
+    _require(record["tier"] in TIERS, f"tier {record['tier'][:20]!r} is not one of {', '.join(TIERS)}")
+    _require(all(tier in TIERS for tier in record["compute_us"]), "compute_us names an unknown tier")
+    if message == "prediction":
+        _check_belief(record)
+        _require(record["status"] in STATUSES, f"status {record['status'][:20]!r} is unknown")
+        _require(record["reason"] in REASONS, f"reason {record['reason'][:20]!r} is unknown")
+        _require(len(record["outputs"]) % 4 == 0, "outputs are not float32")
+        return Prediction(**record)
+    if message != "offload":
+        raise PermanentError(f"a {message} record is not an outcome")
+    _require(record["next_segment"] >= 0, "next_segment is negative")
+    _require(len(record["tensors"]) <= MAX_TENSORS, f"more than {MAX_TENSORS} tensors")
+    _require(len(record["beliefs"]) <= MAX_TENSORS, f"more than {MAX_TENSORS} beliefs")
+    for belief in record["beliefs"]:
+        _check_belief(belief)
+    for tensor in record["tensors"]:
+        _require(len(tensor["shape"]) <= MAX_RANK, f"tensor rank over {MAX_RANK}")
+        _require(all(0 < n < 2**31 for n in tensor["shape"]), "tensor dimension is not positive")
+        tensor["shape"] = tuple(tensor["shape"])
+    record["tensors"] = tuple(Tensor(**tensor) for tensor in record["tensors"])
+    record["beliefs"] = tuple(Belief(**belief) for belief in record["beliefs"])
+    return Offload(**record)
+
+
+def _check_belief(record: dict[str, Any]) -> None:
+    _require(record["exit"] >= 0 and record["label"] >= 0, "exit or label is negative")
+    # float32 softmax may end a hair over 1
+    _require(math.isfinite(record["confidence"]) and 0 <= record["confidence"] <= 1.001, "confidence not in 0..1")
+
+
+def _require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise PermanentError(reason)

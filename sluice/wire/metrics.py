@@ -1,0 +1,41 @@
+"""All Prometheus metrics of Sluice, by name: `sluice_<room>_<what>_<unit>[_total]`.
+
+A daemon exposes them when its `metrics_port` is set. Defining them in one place keeps names unique and findable.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+
+DOOR_DOWN = Counter("sluice_door_down_total", "Times that a broker went away", ["door"])
+
+EDGE_READINGS = Counter("sluice_edge_readings_total", "Readings taken in")
+EDGE_REPEATS = Counter("sluice_edge_readings_repeated_total", "Readings dropped as repeats of their source_id")
+EDGE_BAD_READINGS = Counter("sluice_edge_readings_bad_total", "Readings that could not be read")
+EDGE_OUTCOMES = Counter("sluice_edge_outcomes_total", "Outcomes put into the outbox", ["kind"])
+EDGE_ANSWERS = Counter("sluice_edge_answers_total", "Answers published on the sensor broker", ["tier", "status"])
+EDGE_ANSWER_REPEATS = Counter("sluice_edge_answers_repeated_total", "Answers from above that were not shown again")
+EDGE_OUTBOX = Gauge("sluice_edge_outbox_entries", "Outcomes that nobody has receipted yet")
+EDGE_OUTBOX_BYTES = Gauge("sluice_edge_outbox_bytes", "Bytes of these outcomes")
+EDGE_DROPPED = Counter("sluice_edge_outbox_dropped_total", "Outcomes dropped because the outbox was full")
+EDGE_BYTES_UP = Counter("sluice_edge_uplink_bytes_total", "Payload bytes of outcomes sent up")
+
+GATEWAY_UP = Counter("sluice_gateway_outcomes_total", "Outcomes brought to Kafka", ["kind"])
+GATEWAY_DOWN = Counter("sluice_gateway_answers_total", "Answers brought to devices")
+GATEWAY_DEAD = Counter("sluice_gateway_dead_letters_total", "Messages that became dead letters")
+GATEWAY_HELD = Counter("sluice_gateway_held_total", "Messages of an unknown schema, left with the device")
+GATEWAY_IN_FLIGHT = Gauge("sluice_gateway_in_flight_messages", "Messages taken in and not yet confirmed by Kafka")
+
+STAGE_SAMPLES = Counter("sluice_stage_samples_total", "Samples worked on", ["tier", "model"])
+STAGE_OUTCOMES = Counter("sluice_stage_outcomes_total", "Outcomes produced", ["tier", "kind"])
+STAGE_EXPIRED = Counter("sluice_stage_expired_total", "Samples finalised because their time was over", ["tier"])
+STAGE_DEAD = Counter("sluice_stage_dead_letters_total", "Records that became dead letters", ["tier"])
+STAGE_HELD = Counter("sluice_stage_held_total", "Times that a topic partition was held for an unknown schema", ["tier"])
+STAGE_BATCH_S = Histogram("sluice_stage_batch_seconds", "Time of one batch", ["tier"], buckets=_LATENCY_S)
+
+RESULTS_ROWS = Counter("sluice_results_predictions_total", "Predictions written or folded")
+RESULTS_REPEATS = Counter("sluice_results_repeated_total", "Predictions of a sample that was already final")
+RESULTS_DEAD = Counter("sluice_results_dead_letters_total", "Records that became dead letters")
+RESULTS_RETENTION = Counter("sluice_results_retention_lost_total", "Records that retention took before they were read")

@@ -1,0 +1,70 @@
+"""Ed25519 signatures on manifests and desired state.
+
+A device trusts the public keys that it was provisioned with (two, for rotation) and obeys nothing else. Keys and
+signatures are written as base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from sluice.wire.errors import PermanentError
+
+
+def load_or_make_key(path: Path) -> Ed25519PrivateKey:
+    """The private key in `path` (PEM, mode 0600), made on first use.
+
+    Raises `PermanentError` if the file is there but holds no Ed25519 key.
+    """
+    if not path.exists():
+        key = Ed25519PrivateKey.generate()
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+        return key
+    try:
+        loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except ValueError as error:
+        raise PermanentError(f"signing key {path}: {error}") from error
+    if not isinstance(loaded, Ed25519PrivateKey):
+        raise PermanentError(f"signing key {path} is not an Ed25519 key")
+    return loaded
+
+
+def public_text(key: Ed25519PrivateKey) -> str:
+    """The public half as base64 text, as devices are provisioned with it."""
+    raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return base64.b64encode(raw).decode()
+
+
+def sign(key: Ed25519PrivateKey, data: bytes) -> str:
+    """The signature of `data` as base64 text."""
+    return base64.b64encode(key.sign(data)).decode()
+
+
+def verify(public_keys: Iterable[str], data: bytes, signature: str) -> None:
+    """Return if one of `public_keys` (base64) made `signature` (base64) over `data`; else `PermanentError`."""
+    try:
+        raw = base64.b64decode(signature, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PermanentError("signature is not base64") from error
+    for text in public_keys:
+        try:
+            Ed25519PublicKey.from_public_bytes(base64.b64decode(text)).verify(raw, data)
+        except InvalidSignature:
+            continue
+        else:
+            return
+    raise PermanentError("signature was made by none of the trusted keys")

@@ -1,0 +1,126 @@
+"""State and control, as JSON: desired, reported, status, receipts, announced streams.
+
+pydantic checks them when they arrive and produces their JSON schema (`model_json_schema`). Desired state travels in a
+`Signed` envelope, because a device must not obey its broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from sluice.wire import signing
+from sluice.wire.errors import PermanentError
+from sluice.wire.manifest import first_cause
+from sluice.wire.names import Name, Sha256
+
+MAX_STATE_BYTES = 64_000
+Epoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+
+
+class State(BaseModel):
+    """Base: immutable; unknown fields are ignored, so that a newer writer does not stop an older reader."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Desired(State):
+    """What one device shall run. Revisions rise; a device ignores what is not above the last it obeyed."""
+
+    device_id: Name
+    revision: int = Field(ge=1)
+    model: Name
+    bundle: Sha256
+    operating_point: Name
+
+
+class Signed(State):
+    """`payload` exactly as it was signed, and the Ed25519 signature (base64) over its UTF-8 bytes."""
+
+    payload: str
+    signature: str
+
+
+class Reported(State):
+    """What one device runs: the answer to `Desired`."""
+
+    device_id: Name
+    revision: int = 0
+    """The last desired revision that was looked at, whether it could be obeyed or not."""
+    model: Name | None = None
+    bundle: Sha256 | None = None
+    operating_point: Name | None = None
+    since_us: int = 0
+    """UTC microseconds by the device's clock, for people."""
+    last_error: str | None = None
+    agent_version: str
+    profile: dict[str, str] = {}
+    counters: dict[str, int] = {}
+
+
+class DeviceStatus(State):
+    """Whether the device is connected; `offline` is its last will."""
+
+    device_id: Name
+    status: Literal["online", "offline"]
+
+
+class Receipt(State):
+    """The gateway's word that these samples of one device are in Kafka."""
+
+    epoch: Epoch
+    seqs: list[int] = Field(max_length=10_000)
+
+
+class Announcement(State):
+    """A data stream on a Kafka topic, said once on `sluice.control` when it is complete.
+
+    `slices` are `topic:partition:offset:length`; `config` is the format's (see `sluice.streams.formats`).
+    """
+
+    stream_id: Name
+    deployment: str | None = None
+    """The deployment that it is meant for; None: for anyone."""
+    slices: list[str] = Field(min_length=1)
+    format: str
+    config: dict[str, object] = {}
+    validation_rate: float = Field(ge=0, lt=1)
+    count: int = Field(ge=0)
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+def parse_state(kind: type[StateT], data: bytes | str) -> StateT:
+    """`data` as a `kind`; `PermanentError` with the first cause when it is none or too large."""
+    if len(data) > MAX_STATE_BYTES:
+        raise PermanentError(f"{kind.__name__} of {len(data)} bytes is over the limit of {MAX_STATE_BYTES}")
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise PermanentError(f"{kind.__name__}: {first_cause(error)}") from error
+
+
+def seal(key: Ed25519PrivateKey, state: Desired) -> bytes:
+    """The signed envelope of `state`."""
+    payload = state.model_dump_json()
+    return Signed(payload=payload, signature=signing.sign(key, payload.encode())).model_dump_json().encode()
+
+
+def unseal(data: bytes, device_id: str, public_keys: Iterable[str]) -> Desired:
+    """The desired state in a signed envelope, if it was signed by a trusted key for this very device.
+
+    Raises `PermanentError` otherwise. Whether its revision is new is the caller's to check.
+    """
+    envelope = parse_state(Signed, data)
+    try:
+        signing.verify(public_keys, envelope.payload.encode(), envelope.signature)
+    except PermanentError as error:
+        raise PermanentError(f"desired state: {error}") from error
+    desired = parse_state(Desired, envelope.payload)
+    if desired.device_id != device_id:
+        raise PermanentError(f"desired state is for device {desired.device_id!r}")
+    return desired

@@ -1,0 +1,1 @@
+"""Tests: `unit` without network, `integration` on real brokers, `e2e` with whole processes."""
