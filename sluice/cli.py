@@ -7,11 +7,11 @@ not installed is named with the extra that brings it.
 from __future__ import annotations
 
 import sys
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated, Any
 
-import click
 import typer
+from typer.core import TyperGroup
 
 from sluice.wire.errors import SluiceError
 
@@ -30,15 +30,15 @@ EXTRA_OF = {
 """Which extra installs what a command's module needs, by the beginning of the module's name."""
 
 
-class Commands(click.Group):
+class Commands(TyperGroup):
     """All commands that are registered under the entry point group `sluice.commands`."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands, without loading them."""
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all commands."""
         del ctx
         return sorted(entry.name for entry in entry_points(group=GROUP))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Load one command; None if there is none of that name."""
         del ctx
         for entry in entry_points(group=GROUP, name=cmd_name):
@@ -46,13 +46,13 @@ class Commands(click.Group):
         return None
 
 
-def _load(entry: EntryPoint) -> click.Command:
-    loaded: Any = entry.load()
+def _load(entry: EntryPoint) -> Any:
+    loaded = entry.load()
     app = loaded
     if not isinstance(loaded, typer.Typer):
         app = typer.Typer(add_completion=False)
         app.command()(loaded)
-    command: click.Command = typer.main.get_command(app)
+    command = typer.main.get_command(app)
     command.name = entry.name
     return command
 
@@ -69,16 +69,29 @@ def _extra_for(error: ImportError) -> str | None:
     return None
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sluice")
-def sluice() -> None:
+app = typer.Typer(
+    cls=Commands, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(version("sluice"))
+        raise typer.Exit
+
+
+@app.callback()
+def sluice(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
     """Split inference for IoT: train, cut, deploy, and run a multi-exit network from the device to the cloud."""
+    del version
 
 
 def main() -> None:
     """The entry point of the console script."""
     try:
-        sluice()
+        app()
     except SluiceError as error:
         print(f"sluice: {error}", file=sys.stderr)
         sys.exit(2)

@@ -64,9 +64,14 @@ def load(room: type[RoomT], config: Path | None = None, **given: Any) -> RoomT:
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise PermanentError(f"settings file {config}: {error}") from error
     # a class of its own per call: pydantic-settings gives its sources no other way in
-    reader = type(room.__name__, (room,), {"file_values": values, "__doc__": room.__doc__, "__module__": room.__module__})
+    reader = type(
+        room.__name__,
+        (room,),
+        {"file_values": values, "__doc__": room.__doc__, "__module__": room.__module__},
+    )
     try:
-        return reader(**{name: value for name, value in given.items() if value is not None})
+        settings: RoomT = reader(**{name: value for name, value in given.items() if value is not None})
+        return settings
     except ValidationError as error:
         prefix = str(room.model_config.get("env_prefix", ""))
         raise PermanentError(f"setting {prefix.upper()}{first_cause(error)}") from error

@@ -12,7 +12,15 @@ from typing import Any
 
 import httpx
 
-from sluice.wire.bundle import BLOBS, MANIFEST, SIGNATURE, check_blob, check_manifest, read_blob, write_atomically
+from sluice.wire.bundle import (
+    BLOBS,
+    MANIFEST,
+    SIGNATURE,
+    check_blob,
+    check_manifest,
+    read_blob,
+    write_atomically,
+)
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.manifest import MAX_MANIFEST_BYTES, Manifest
 

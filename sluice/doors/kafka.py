@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import confluent_kafka as ck
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from pydantic import BaseModel, ConfigDict
 
 from sluice.wire import metrics
@@ -19,7 +21,7 @@ from sluice.wire.errors import PermanentError, TemporaryError
 
 log = logging.getLogger(__name__)
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, str | bytes | None]]
 TopicPartition = tuple[str, int]
 
 
@@ -33,7 +35,7 @@ class KafkaCluster(BaseModel):
     options: dict[str, str] = {}
     """Further librdkafka settings, such as `security.protocol` and `sasl.*`."""
 
-    def config(self, name: str) -> dict[str, object]:
+    def config(self, name: str) -> dict[str, Any]:
         """librdkafka's configuration for a client of the door called `name`."""
         return {
             "bootstrap.servers": self.bootstrap,
@@ -92,9 +94,7 @@ class KafkaWriter:
     `linger_ms` is how long a record may wait for company; `compression` librdkafka's name of one.
     """
 
-    def __init__(
-        self, name: str, cluster: KafkaCluster, *, linger_ms: float = 1, compression: str = "none"
-    ) -> None:
+    def __init__(self, name: str, cluster: KafkaCluster, *, linger_ms: float = 1, compression: str = "none") -> None:
         config = cluster.config(name) | {
             "enable.idempotence": True,
             "acks": "all",
@@ -128,13 +128,11 @@ class KafkaWriter:
                 self._errors.works()
             if on_delivery is not None:
                 on_delivery(
-                    None
-                    if error is None
-                    else (message_error(error, message.offset() or -1) or _error(error, topic))
+                    None if error is None else (message_error(error, message.offset() or -1) or _error(error, topic))
                 )
 
         try:
-            extra = {} if partition is None else {"partition": partition}
+            extra: dict[str, Any] = {} if partition is None else {"partition": partition}
             self._producer.produce(topic, value, key=key, headers=headers, on_delivery=report, **extra)
         except BufferError as error:
             raise TemporaryError(f"{self.name}: too many records wait for Kafka", 0.05) from error
@@ -149,9 +147,7 @@ class KafkaWriter:
         """Wait until nothing is under way, `timeout_s` at most; returns how many records still are."""
         return self._producer.flush(timeout_s)
 
-    def write_all(
-        self, topic: str, pairs: Iterable[tuple[bytes | str | None, bytes | None]], timeout_s: float
-    ) -> None:
+    def write_all(self, topic: str, pairs: Iterable[tuple[bytes | str | None, bytes | None]], timeout_s: float) -> None:
         """Write (key, value) pairs and wait for all; `TemporaryError` if not all were confirmed in time."""
         failures: list[Exception] = []
 
@@ -245,7 +241,7 @@ class KafkaReader:
                     _as_bytes(message.key()),
                     _as_bytes(message.value()) or b"",
                     timestamp,
-                    [(k, _as_bytes(v) or b"") for k, v in message.headers() or []],
+                    [(str(k), v) for k, v in list(message.headers() or [])],
                 )
             )
         if records and isinstance(self._errors, _Errors):

@@ -105,7 +105,7 @@ class MqttDoor:
         )
         self._properties: Properties | None = None
         if five:
-            self._properties = Properties(PacketTypes.CONNECT)
+            self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             self._properties.SessionExpiryInterval = broker.session_expiry_s if keep_session else 0
         client = self._client
         if broker.username is not None:

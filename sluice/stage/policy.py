@@ -21,7 +21,7 @@ def probabilities(logits: Floats, temperature: float) -> Floats:
 
     Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
     """
-    scaled = logits / np.float32(temperature)
+    scaled: Floats = logits / np.float32(temperature)
     scaled -= scaled.max(axis=1, keepdims=True)
     np.exp(scaled, out=scaled)
     scaled /= scaled.sum(axis=1, keepdims=True)
@@ -30,7 +30,8 @@ def probabilities(logits: Floats, temperature: float) -> Floats:
 
 def _max_prob(p: Floats) -> Floats:
     """Probability of the most likely class, 0..1."""
-    return p.max(axis=1)
+    result: Floats = p.max(axis=1)
+    return result
 
 
 def _margin(p: Floats) -> Floats:

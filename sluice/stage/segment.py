@@ -32,9 +32,7 @@ def runtime() -> tuple[str, type]:
         try:
             from tflite_runtime.interpreter import Interpreter
         except ImportError:
-            raise PermanentError(
-                "no TFLite runtime: install ai-edge-litert, or tflite-runtime on 32-bit ARM"
-            ) from None
+            raise PermanentError("no TFLite runtime: install ai-edge-litert, or tflite-runtime on 32-bit ARM") from None
         return "tflite-runtime", Interpreter
     return "ai-edge-litert", Interpreter
 
@@ -62,9 +60,7 @@ class _Interpreter:
         self.outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
         shapes = {spec.name: spec.shape for spec in specs}
         if shapes.keys() != self.inputs.keys():
-            raise PermanentError(
-                f"segment reads {sorted(self.inputs)}, its manifest says {sorted(shapes)}"
-            )
+            raise PermanentError(f"segment reads {sorted(self.inputs)}, its manifest says {sorted(shapes)}")
         for name, index in self.inputs.items():
             self.core.resize_tensor_input(index, (batch, *shapes[name]), strict=False)
         self.core.allocate_tensors()
@@ -123,9 +119,7 @@ def load_segment(content: bytes, spec: Segment, threads: int = 1) -> RunningSegm
         raise PermanentError(f"segment {spec.index} cannot be loaded: {error}") from error
 
 
-def load_segments(
-    folder: Path, manifest: Manifest, indices: range, threads: int = 1
-) -> list[RunningSegment]:
+def load_segments(folder: Path, manifest: Manifest, indices: range, threads: int = 1) -> list[RunningSegment]:
     """Read from the bundle's `folder`, check, load and prove the segments `indices` on their golden samples.
 
     Raises `PermanentError` that names the segment and what is wrong.

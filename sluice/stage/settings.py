@@ -21,7 +21,7 @@ class StageSettings(RoomSettings):
     """The tier whose offloads this stage works on."""
     kafka: KafkaCluster = KafkaCluster()
     """The Kafka cluster (`STAGE_KAFKA__BOOTSTRAP`, `STAGE_KAFKA__OPTIONS`)."""
-    models: list[str] = []
+    models: list[str] = Field(default=[])
     """Models to work on; empty: every model that has a topic for this tier."""
     cloud_url: str = "http://127.0.0.1:8000"
     """The control plane, which bundles are fetched from."""

@@ -27,9 +27,7 @@ MOST_REFUSED = 1000
 class Shelf:
     """Bundles of one tier by digest. `get` and `arrived` belong to the main loop's thread."""
 
-    def __init__(
-        self, tier: Tier, door: HttpDoor, folder: Path, public_keys: list[str], threads: int = 1
-    ) -> None:
+    def __init__(self, tier: Tier, door: HttpDoor, folder: Path, public_keys: list[str], threads: int = 1) -> None:
         self.tier = tier
         self._door = door
         self._folder = folder

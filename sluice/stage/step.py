@@ -86,16 +86,16 @@ def step(stage: Stage, works: Sequence[Work]) -> list[Outcome]:
     outcomes: list[Outcome | None] = [None] * len(works)
     beliefs: list[tuple[Belief, ...]] = [work.offload.beliefs for work in works]
     live = np.arange(len(works))
-    tensors = {
-        spec.name: np.stack([work.tensors[spec.name] for work in works]) for spec in manifest.crossing(start)
-    }
+    tensors = {spec.name: np.stack([work.tensors[spec.name] for work in works]) for spec in manifest.crossing(start)}
     for index in range(start, share.stop):
         made = stage.segments[index - stage.first].run(tensors)
         spec = manifest.segments[index]
         if spec.exit is not None:
             number = manifest.exits.index(spec)
             policy = point.policies[number]
-            labels, confidence, probs = gate(policy.measure, made[spec.exit.logits], policy.temperature)
+            labels, confidence, probs = gate(
+                policy.measure, made[spec.exit.logits].astype(np.float32, copy=False), policy.temperature
+            )
             last = index == len(manifest.segments) - 1
             answered = np.ones(len(live), bool) if last else passes(policy, confidence)
             spent = (time.perf_counter_ns() - begun) // 1000 // len(works)

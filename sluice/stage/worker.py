@@ -140,9 +140,7 @@ class Worker:
         if outcome.tier != self.tier:
             raise PermanentError(f"offload is meant for tier {outcome.tier}")
         age_ms = max(0, time.time_ns() // 1_000_000 - record.timestamp_ms)
-        return replace(
-            outcome, ttl_ms=outcome.ttl_ms - age_ms, bytes_sent=outcome.bytes_sent + len(record.value)
-        )
+        return replace(outcome, ttl_ms=outcome.ttl_ms - age_ms, bytes_sent=outcome.bytes_sent + len(record.value))
 
     def _write(
         self, outcomes: list[tuple[Record, Outcome]], dead: list[tuple[Record, str]], stop: threading.Event
@@ -188,9 +186,7 @@ class Worker:
             names.DEAD_LETTER,
             record.value,
             key=record.key,
-            headers=dead_letter_headers(
-                reason, f"stage-{self.tier}", record.topic, record.partition, record.offset
-            ),
+            headers=dead_letter_headers(reason, f"stage-{self.tier}", record.topic, record.partition, record.offset),
             on_delivery=lambda error: failures.append(error) if error else None,
         )
 
@@ -219,7 +215,9 @@ class Worker:
     def _wake(self) -> None:
         """Let go on what waited for a bundle that is here now, or for a time that has come."""
         here, now = self.shelf.arrived(), time.monotonic()
-        awake = [p for p, until in self.resting.items() if until in here or (not isinstance(until, str) and until <= now)]
+        awake = [
+            p for p, until in self.resting.items() if until in here or (not isinstance(until, str) and until <= now)
+        ]
         for place in awake:
             del self.resting[place]
         if awake:
@@ -234,9 +232,7 @@ class Worker:
         prefix = names.offload_prefix(self.tier)
         wanted = {prefix + model for model in self.settings.models}
         topics = sorted(
-            topic
-            for topic in self.reader.topic_names()
-            if (topic in wanted if wanted else topic.startswith(prefix))
+            topic for topic in self.reader.topic_names() if (topic in wanted if wanted else topic.startswith(prefix))
         )
         if topics and topics != self.reader.topics:
             log.info("working on %s", ", ".join(topics), extra={"tier": self.tier})

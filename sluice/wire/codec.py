@@ -36,9 +36,7 @@ def encode_tensor(array: Array, spec: TensorSpec, codec: str) -> Tensor:
     Raises `PermanentError` for an unknown codec.
     """
     data = _codec(codec).pack(array, spec)
-    return Tensor(
-        spec.name, spec.dtype, tuple(spec.shape), spec.scale or 0.0, spec.zero_point or 0, codec, data
-    )
+    return Tensor(spec.name, spec.dtype, tuple(spec.shape), spec.scale or 0.0, spec.zero_point or 0, codec, data)
 
 
 def decode_tensor(tensor: Tensor, spec: TensorSpec) -> Array:
@@ -83,7 +81,8 @@ def _int8(array: Array, spec: TensorSpec) -> bytes:
         return _raw(array, spec)
     scale, zero = _affine(spec)
     levels = np.rint(array.astype(np.float32) / scale) + zero
-    return np.clip(levels, -128, 127).astype(np.int8).tobytes()
+    packed: bytes = np.clip(levels, -128, 127).astype(np.int8).tobytes()
+    return packed
 
 
 def _unint8(data: bytes, spec: TensorSpec) -> Array:
@@ -118,9 +117,10 @@ def _inflate(data: bytes, size: int) -> bytes:
         declared = zstandard.frame_content_size(data)
         if declared != size:
             raise PermanentError(f"zstd frame declares {declared} bytes where {size} are expected")
-        return _decompressor().decompress(data, max_output_size=size)
+        inflated: bytes = _decompressor().decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
         raise PermanentError(f"broken zstd frame: {error}") from error
+    return inflated
 
 
 def _zstd(array: Array, spec: TensorSpec) -> bytes:

@@ -33,6 +33,8 @@ COMPACTED = (DESIRED, DEVICES)
 
 OUTCOME_KINDS = ("offload", "prediction")
 STATE_KINDS = ("reported", "status")
+LETTER_KIND = "dead-letter"
+"""MQTT topic kinds that go up; what goes down to a device is `receipt`, `inbox` and `desired`."""
 
 
 def is_name(value: str) -> bool:
@@ -64,7 +66,11 @@ class MqttTopics:
     prefix: str = "sluice"
 
     def of(self, device: str, kind: str) -> str:
-        """The topic of one device: kind is offload, prediction, receipt, answer, desired, reported or status."""
+        """The topic of one device.
+
+        Up: offload, prediction, reported, status, dead-letter. Down: receipt, desired, inbox (answers from above, for
+        the agent alone). On the sensor broker: answer (what the device tells, each sample once), sensor/….
+        """
         return f"{self.prefix}/{device}/{kind}"
 
     def every(self, kind: str) -> str:

@@ -75,6 +75,14 @@ class Receipt(State):
     seqs: list[int] = Field(max_length=10_000)
 
 
+class DeadLetter(State):
+    """What a device could not read, sent up because a device has no Kafka; `data` is base64."""
+
+    reason: str = Field(max_length=1000)
+    origin: str = Field(max_length=300)
+    data: str
+
+
 class Announcement(State):
     """A data stream on a Kafka topic, said once on `sluice.control` when it is complete.
 

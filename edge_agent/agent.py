@@ -1,0 +1,314 @@
+"""The agent's main loop: sensor, window, segments, answer or offload.
+
+One thread owns all state; the two broker clients and the updater only put events into the mailbox. One turn: take
+what has come; run what is complete; commit it in one transaction; then acknowledge and publish. So nothing is
+acknowledged that could be lost, and nothing is published that a power cut could make a second, different sample.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edge_agent.mailbox import Mailbox
+from edge_agent.outbox import Outbox
+from edge_agent.sensor import read
+from edge_agent.settings import EdgeSettings
+from edge_agent.store import Store
+from edge_agent.updates import Prepared, Updater, keep_only, prepare_local
+from edge_agent.window import Window, as_input
+from sluice.daemon.life import READY
+from sluice.doors.mqtt import Incoming, MqttDoor
+from sluice.stage.segment import profile
+from sluice.stage.step import Stage, Work, share_of, step
+from sluice.wire import messages, metrics
+from sluice.wire.codec import encode_tensor
+from sluice.wire.errors import PermanentError, UnknownSchemaError
+from sluice.wire.messages import Offload, Outcome, Prediction
+from sluice.wire.names import LETTER_KIND, MqttTopics
+from sluice.wire.state import DeadLetter, Desired, DeviceStatus, Receipt, Reported, parse_state, unseal
+
+log = logging.getLogger(__name__)
+
+LAZY_COMMIT_S = 0.3
+"""Longest time that deletions wait for a transaction to go along with."""
+VERSION = version("sluice")
+
+
+class Agent:
+    """One device. `run` is the main loop; everything else is called from it."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self.settings = settings
+        device, topics = settings.device_id, MqttTopics(settings.topic_prefix)
+        self.topics = topics
+        self.store = Store(settings.data)
+        self.mail = Mailbox(settings.readings_most)
+        self.sensor = MqttDoor(
+            "sensor",
+            settings.sensor_broker,
+            f"{device}-sensor",
+            subscriptions=[(settings.sensor.topic or topics.of(device, "sensor/+"), 1)],
+            on_message=self.mail.put_reading,
+            on_published=self.mail.put_published,
+        )
+        self.uplink = MqttDoor(
+            "uplink",
+            settings.uplink,
+            f"{device}-uplink",
+            subscriptions=[(topics.of(device, kind), 1) for kind in ("receipt", "inbox", "desired")],
+            on_message=self.mail.put,
+            on_up=lambda: self.mail.put("up"),
+            will=(topics.of(device, "status"), self._status("offline")),
+        )
+        self.outbox = Outbox(settings, self.store, self.sensor, self.uplink)
+        self.window = Window(settings.sensor.window, settings.sensor.hop, self.store.journal())
+        self.updater = Updater(settings, self.mail.put)
+        self.desired: Desired | None = None
+        self.stage: Stage | None = None
+        self.revision = int(self.store.fact("revision") or b"0")
+        self.since_us = 0
+        self.last_error: str | None = None
+        self._to_ack: list[Incoming] = []
+        self._letters: list[DeadLetter] = []
+        self._report_due = False
+        self._tidied = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set, then leave in good order."""
+        self._take_up()
+        self.sensor.start()
+        self.uplink.start()
+        log.info(READY, extra={"device_id": self.settings.device_id})
+        committed = time.monotonic()
+        while not stop.is_set():
+            timeout = min(self.outbox.next_due() - time.monotonic(), LAZY_COMMIT_S)
+            for event in self.mail.take(timeout, or_reading=self.stage is not None):
+                self._handle(event)
+            if self.stage is not None:
+                self._infer(self.stage, self.mail.take_readings(self.settings.batch_most))
+            self.outbox.tick()
+            if self.store.dirty or time.monotonic() - committed >= LAZY_COMMIT_S:
+                self.store.commit()
+                committed = time.monotonic()
+            self._after_commit()
+        self.mail.close()
+        self.updater.close()
+        self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("offline"), retain=True)
+        self.sensor.stop()
+        self.uplink.stop()
+        self.store.close()
+
+    def _infer(self, stage: Stage, readings: list[Incoming]) -> None:
+        """From readings to outcomes, in the outbox."""
+        works = []
+        for incoming in readings:
+            if incoming.qos and incoming.generation != self.sensor.generation:
+                continue  # never acknowledged, so the broker brings it again
+            self._to_ack.append(incoming)
+            try:
+                work = self._sample(stage, incoming)
+            except PermanentError as error:
+                metrics.EDGE_BAD_READINGS.inc()
+                self._refuse(str(error), incoming)
+                continue
+            if work is not None:
+                works.append(work)
+        if not works:
+            return
+        assert self.desired is not None
+        point = stage.manifest.operating_point(self.desired.operating_point)
+        if share_of(point, "edge"):
+            self.outbox.add(step(stage, works))
+        else:
+            self.outbox.add(self._raw(stage, work) for work in works)
+
+    def _sample(self, stage: Stage, incoming: Incoming) -> Work | None:
+        """The sample that a reading completes, or None: a repeat, or a window that is not full yet."""
+        values, source_id = read(incoming.payload, self.settings.sensor)
+        spec = stage.manifest.inputs[0]
+        if values.size * self.window.count != spec.size:
+            raise PermanentError(
+                f"reading has {values.size} values; {self.window.count} such make no input of {spec.size}"
+            )
+        metrics.EDGE_READINGS.inc()
+        if source_id is not None and not self.store.first_seen(source_id):
+            metrics.EDGE_REPEATS.inc()
+            self.outbox.counters["readings_repeated"] += 1
+            return None
+        if self.window.count == 1 and self.window.hop == 1:
+            whole: NDArray[Any] | None = values
+        else:
+            self.store.push_reading(values)
+            whole, gone = self.window.push(values)
+            self.store.drop_readings(gone)
+        if whole is None:
+            return None
+        tensor = as_input(whole, spec)
+        return Work(self._offload(stage, source_id), {spec.name: tensor})
+
+    def _offload(self, stage: Stage, source_id: str | None) -> Offload:
+        """A new sample at the beginning of its way."""
+        assert self.desired is not None
+        point = stage.manifest.operating_point(self.desired.operating_point)
+        return Offload(
+            device_id=self.settings.device_id,
+            epoch=self.store.epoch,
+            seq=self.store.new_seq(),
+            source_id=source_id,
+            model=stage.manifest.model,
+            bundle=stage.digest,
+            operating_point=point.id,
+            tier=point.placement[0],
+            next_segment=0,
+            tensors=(),
+            beliefs=(),
+            captured_at=time.time_ns() // 1000,
+            ttl_ms=int(self.settings.sample_ttl_s * 1000),
+        )
+
+    def _raw(self, stage: Stage, work: Work) -> Outcome:
+        """The raw input, offloaded: no segment is placed on the edge."""
+        point = stage.manifest.operating_point(work.offload.operating_point)
+        spec = stage.manifest.inputs[0]
+        return replace(work.offload, tensors=(encode_tensor(work.tensors[spec.name], spec, point.codec),))
+
+    def _handle(self, event: object) -> None:
+        """One event that is not a reading."""
+        if isinstance(event, int):
+            self.outbox.published(event)
+        elif isinstance(event, Prepared):
+            self._prepared(event)
+        elif event == "up":
+            self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("online"), retain=True)
+            self.outbox.link_is_up()
+            self._report_due = True
+        elif isinstance(event, Incoming):
+            try:
+                self._from_above(event)
+            except (PermanentError, UnknownSchemaError) as error:
+                self._refuse(str(error), event)
+                self.uplink.ack(event)
+
+    def _from_above(self, incoming: Incoming) -> None:
+        _, kind = self.topics.split(incoming.topic)
+        if kind == "inbox":
+            prediction = messages.decode(incoming.payload, self.settings.message_limit_bytes)
+            if not isinstance(prediction, Prediction) or prediction.device_id != self.settings.device_id:
+                raise PermanentError("inbox holds what is no answer for this device")
+            self.outbox.answer(prediction, incoming)  # acknowledged when it was told
+            return
+        if kind == "receipt":
+            receipt = parse_state(Receipt, incoming.payload)
+            if receipt.epoch == self.store.epoch:
+                self.outbox.receipt(receipt.seqs)
+        elif kind == "desired" and incoming.payload:
+            self._desire(incoming.payload)
+        self.uplink.ack(incoming)
+
+    def _desire(self, envelope: bytes) -> None:
+        """A desired state arrived: order it if it is ours, signed, and newer than what was looked at."""
+        desired = unseal(envelope, self.settings.device_id, self.settings.public_keys)
+        if desired.revision == self.revision:
+            return
+        if desired.revision < self.revision:
+            raise PermanentError(f"desired revision {desired.revision} is older than {self.revision}")
+        self.updater.order(desired, envelope)
+
+    def _prepared(self, result: Prepared) -> None:
+        """The updater is through with a desired state: switch, or say why not and go on as before."""
+        self._report_due = True
+        if not result.final:
+            self.last_error = result.error
+            return
+        self.revision = max(self.revision, result.desired.revision)
+        self.store.set_fact("revision", str(self.revision).encode())
+        self.store.dirty = True
+        if result.stage is None:
+            self.last_error = f"revision {result.desired.revision} refused: {result.error}"
+            log.error(self.last_error)
+            return
+        before = self.desired
+        self.stage, self.desired, self.last_error = result.stage, result.desired, None
+        self.since_us = time.time_ns() // 1000
+        self.store.set_fact("desired", result.envelope)
+        keep_only(self.settings.data, {result.desired.bundle, before.bundle if before else ""})
+        log.info(
+            "runs bundle %s… at operating point %s",
+            result.desired.bundle[:12],
+            result.desired.operating_point,
+            extra={"device_id": self.settings.device_id, "model": result.desired.model},
+        )
+
+    def _take_up(self) -> None:
+        """Run what ran before the restart, from what is on the device."""
+        envelope = self.store.fact("desired")
+        if envelope is None:
+            return
+        try:
+            desired = unseal(envelope, self.settings.device_id, self.settings.public_keys)
+            self._prepared(Prepared(desired, envelope, prepare_local(self.settings, desired)))
+        except PermanentError as error:
+            self.last_error = f"what ran before cannot be taken up: {error}"
+            log.error(self.last_error)
+            self.revision = 0  # what the control plane desires is looked at again, whatever its revision
+            self._report_due = True
+
+    def _refuse(self, reason: str, incoming: Incoming) -> None:
+        """Bad input: it is sent up as a dead letter and reported, and the next one is served."""
+        log.error("refused: %s", reason, extra={"topic": incoming.topic})
+        self.outbox.counters["refused"] += 1
+        self.last_error = reason[:500]
+        self._report_due = True
+        data = base64.b64encode(incoming.payload[: self.settings.message_limit_bytes // 2]).decode()
+        self._letters.append(DeadLetter(reason=reason[:1000], origin=incoming.topic[:300], data=data))
+
+    def _after_commit(self) -> None:
+        """What was made durable may be seen now."""
+        for incoming in self._to_ack:
+            self.sensor.ack(incoming)
+        self._tidied += len(self._to_ack)
+        self._to_ack.clear()
+        self.outbox.after_commit()
+        device = self.settings.device_id
+        if self.uplink.up.is_set():
+            for letter in self._letters:
+                self.uplink.publish(self.topics.of(device, LETTER_KIND), letter.model_dump_json().encode())
+            self._letters.clear()
+            if self._report_due:
+                self._report_due = False
+                self.uplink.publish(
+                    self.topics.of(device, "reported"),
+                    self._reported().model_dump_json().encode(),
+                    retain=True,
+                )
+        elif len(self._letters) > 1000:
+            del self._letters[:-1000]
+        if self._tidied >= 1000:
+            self._tidied = 0
+            self.store.forget_seen(self.settings.source_ids_kept)
+
+    def _reported(self) -> Reported:
+        desired = self.desired
+        return Reported(
+            device_id=self.settings.device_id,
+            revision=self.revision,
+            model=desired.model if desired else None,
+            bundle=desired.bundle if desired else None,
+            operating_point=desired.operating_point if desired else None,
+            since_us=self.since_us,
+            last_error=self.last_error,
+            agent_version=VERSION,
+            profile=profile(),
+            counters=dict(self.outbox.counters),
+        )
+
+    def _status(self, status: Any) -> bytes:
+        return DeviceStatus(device_id=self.settings.device_id, status=status).model_dump_json().encode()

@@ -1,0 +1,69 @@
+"""The mailbox between the threads of the broker clients and the main loop.
+
+Readings and messages from above are bounded: at the bound the thread that brings them waits, which stops reading from
+its broker. Notices that a publication was taken are not bounded here, since there is one for each publication and the
+thread that brings them must never wait for the main loop, which may be publishing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from sluice.doors.mqtt import Incoming
+
+EVENTS_MOST = 10_000
+
+
+class Mailbox:
+    """`put…` from any thread, `take…` from the main loop."""
+
+    def __init__(self, readings_most: int) -> None:
+        self._readings_most = readings_most
+        self._readings: deque[Incoming] = deque()
+        self._events: deque[object] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def close(self) -> None:
+        """Let go whoever waits; what is put from now on is thrown away, unacknowledged."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def put_reading(self, reading: Incoming) -> None:
+        """A reading; waits while there are as many as allowed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._readings) < self._readings_most)
+            self._readings.append(reading)
+            self._changed.notify_all()
+
+    def put(self, event: object) -> None:
+        """Any other event; waits while there are too many."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._events) < EVENTS_MOST)
+            self._events.append(event)
+            self._changed.notify_all()
+
+    def put_published(self, mid: int) -> None:
+        """The sensor broker has taken a publication; never waits."""
+        with self._changed:
+            self._events.append(mid)
+            self._changed.notify_all()
+
+    def take(self, timeout_s: float, *, or_reading: bool) -> list[object]:
+        """All events; waits up to `timeout_s` for an event, or for a reading if those can be used now."""
+        with self._changed:
+            if timeout_s > 0:
+                self._changed.wait_for(lambda: self._events or (or_reading and self._readings), timeout_s)
+            events = list(self._events)
+            self._events.clear()
+            self._changed.notify_all()
+        return events
+
+    def take_readings(self, most: int) -> list[Incoming]:
+        """Up to `most` readings."""
+        with self._changed:
+            taken = [self._readings.popleft() for _ in range(min(most, len(self._readings)))]
+            self._changed.notify_all()
+        return taken

@@ -1,0 +1,259 @@
+"""The outbox: every outcome stays here until it is told on the device and receipted by the gateway.
+
+An own final answer leaves when both happened. An offload leaves when its final answer came from above and was told;
+meanwhile the device answers provisionally when the link is down or time is up. An offload that was never receipted
+when its time is over becomes a prediction of its best exit, which goes up in its stead; the order of
+`sluice.predictions` decides what is final, so the device tells it as final when it comes back from there.
+
+Everything here belongs to the main loop's thread. Most calls only change memory
+and the store; `after_commit` is the only place that publishes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from time import monotonic
+
+from edge_agent.settings import EdgeSettings
+from edge_agent.store import Store
+from sluice.doors.mqtt import Incoming, MqttDoor
+from sluice.stage.step import best_belief, predict
+from sluice.wire import messages, metrics
+from sluice.wire.messages import Offload, Outcome, Prediction, Reason
+from sluice.wire.names import MqttTopics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One outcome: what is known of it in memory."""
+
+    kind: str
+    payload: bytes
+    born: float
+    waits: bool
+    """For an answer from above (else it is an own final answer)."""
+    receipted: bool = False
+    told: bool = False
+    """The final answer was taken by the sensor broker."""
+    told_provisionally: bool = False
+
+
+class Outbox:
+    """Outcomes on their way, in memory and in the store."""
+
+    def __init__(self, settings: EdgeSettings, store: Store, sensor: MqttDoor, uplink: MqttDoor) -> None:
+        self.settings = settings
+        self.store = store
+        self.sensor = sensor
+        self.uplink = uplink
+        self.topics = MqttTopics(settings.topic_prefix)
+        self.counters: Counter[str] = Counter()
+        self.bytes = 0
+        """Payload bytes of what is not receipted."""
+        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._unsent: deque[int] = deque()
+        self._sent: OrderedDict[int, float] = OrderedDict()
+        self._timeouts: deque[tuple[float, int]] = deque()
+        self._expiries: deque[tuple[float, int]] = deque()
+        self._to_tell: list[tuple[Prediction, Incoming | None]] = []
+        self._telling: dict[int, tuple[int, Incoming | None]] = {}
+        self._load()
+
+    def _load(self) -> None:
+        """Take up what an earlier run left: what may not have been told or receipted is told and sent again."""
+        now = monotonic()
+        for row in self.store.rows():
+            outcome = messages.decode(row.payload)
+            waits = isinstance(outcome, Offload) or outcome.reason == "expired"
+            self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, row.receipted)
+            if not row.receipted:
+                self.bytes += len(row.payload)
+                self._unsent.append(row.seq)
+            if isinstance(outcome, Offload):
+                self._timeouts.append((now + self.settings.answer_timeout_s, row.seq))
+                self._expiries.append((now + outcome.ttl_ms / 1000, row.seq))
+            elif not waits:
+                self._to_tell.append((outcome, None))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """New outcomes, each of a sample of its own."""
+        now = monotonic()
+        for outcome in outcomes:
+            payload = messages.encode(outcome)
+            if isinstance(outcome, Prediction):
+                kind = "prediction"
+                self._to_tell.append((outcome, None))
+            else:
+                kind = "offload"
+                self._timeouts.append((now + self.settings.answer_timeout_s, outcome.seq))
+                self._expiries.append((now + outcome.ttl_ms / 1000, outcome.seq))
+            entry = Entry(kind, payload, now, waits=kind == "offload")
+            self._entries[outcome.seq] = entry
+            self._unsent.append(outcome.seq)
+            self.store.put(outcome.seq, kind, payload)
+            self.bytes += len(payload)
+            metrics.EDGE_OUTCOMES.labels(kind).inc()
+            if kind == "offload" and not self.uplink.up.is_set():
+                self._answer_provisionally(entry, "offline")
+        self._bound(now)
+
+    def receipt(self, seqs: Iterable[int]) -> None:
+        """These samples' outcomes are in Kafka."""
+        for seq in seqs:
+            self._sent.pop(seq, None)
+            entry = self._entries.get(seq)
+            if entry is None or entry.receipted:
+                continue
+            entry.receipted = True
+            self.bytes -= len(entry.payload)
+            if entry.told:
+                self._finish(seq)
+            else:
+                self.store.set_receipted(seq)
+
+    def answer(self, prediction: Prediction, incoming: Incoming) -> None:
+        """An answer from above; a repeat, or one for a sample that is finished, is counted and not shown."""
+        entry = self._entries.get(prediction.seq)
+        known = prediction.epoch == self.store.epoch and entry is not None and entry.waits and not entry.told
+        if not known or prediction.status != "final":
+            self.counters["answers_repeated"] += 1
+            metrics.EDGE_ANSWER_REPEATS.inc()
+            self.uplink.ack(incoming)
+            return
+        assert entry is not None
+        entry.told = True
+        self._to_tell.append((prediction, incoming))
+
+    def published(self, mid: int) -> None:
+        """The sensor broker has the answer that was published under `mid`."""
+        seq, incoming = self._telling.pop(mid, (-1, None))
+        entry = self._entries.get(seq)
+        if incoming is not None:
+            self.uplink.ack(incoming)
+        if entry is None:
+            return
+        entry.told = True
+        if entry.waits or entry.receipted:
+            self._finish(seq)
+
+    def link_is_up(self) -> None:
+        """The client sends again by itself what was under way; it gets its full time for a receipt."""
+        now = monotonic()
+        self._sent = OrderedDict.fromkeys(self._sent, now)
+
+    def tick(self) -> None:
+        """Whose time is up: answer provisionally, or finish from the best exit."""
+        now = monotonic()
+        up = self.uplink.up.is_set()
+        while self._timeouts and self._timeouts[0][0] <= now:
+            _, seq = self._timeouts.popleft()
+            if (entry := self._entries.get(seq)) is not None:
+                self._answer_provisionally(entry, "timeout" if up else "offline")
+        while self._expiries and self._expiries[0][0] <= now:
+            _, seq = self._expiries.popleft()
+            entry = self._entries.get(seq)
+            if entry is not None and not entry.receipted and entry.kind == "offload":
+                self._expire(seq, entry)
+        self._bound(now)
+
+    def next_due(self) -> float:
+        """The monotonic time of the next thing that `tick` or `after_commit` has to do."""
+        due = [queue[0][0] for queue in (self._timeouts, self._expiries) if queue]
+        if self._sent and self.uplink.up.is_set():
+            due.append(next(iter(self._sent.values())) + self.settings.receipt_timeout_s)
+        return min(due, default=monotonic() + 1.0)
+
+    def after_commit(self) -> None:
+        """Publish what is durable now: answers on the sensor broker, outcomes to the gateway."""
+        device = self.settings.device_id
+        for prediction, incoming in self._to_tell:
+            payload = messages.encode(prediction)
+            mid = self.sensor.publish(self.topics.of(device, "answer"), payload)
+            if prediction.status == "final":
+                self._telling[mid] = (prediction.seq, incoming)
+            metrics.EDGE_ANSWERS.labels(prediction.tier, prediction.status).inc()
+        self._to_tell.clear()
+        if not self.uplink.up.is_set():
+            return
+        now = monotonic()
+        while self._sent and next(iter(self._sent.values())) + self.settings.receipt_timeout_s <= now:
+            seq, _ = self._sent.popitem(last=False)
+            self._unsent.appendleft(seq)
+            self.counters["outcomes_sent_again"] += 1
+        while self._unsent and len(self._sent) < self.settings.uplink_in_flight:
+            seq = self._unsent.popleft()
+            entry = self._entries.get(seq)
+            if entry is None or entry.receipted:
+                continue
+            payload = self._with_ttl_left(entry, now)
+            self.uplink.publish(self.topics.of(device, entry.kind), payload)
+            self._sent[seq] = now
+            metrics.EDGE_BYTES_UP.inc(len(payload))
+            self.counters["bytes_up"] += len(payload)
+        metrics.EDGE_OUTBOX.set(len(self._entries))
+        metrics.EDGE_OUTBOX_BYTES.set(self.bytes)
+
+    def _with_ttl_left(self, entry: Entry, now: float) -> bytes:
+        """The payload with the time that its sample has left, where that has changed."""
+        waited_ms = int((now - entry.born) * 1000)
+        if entry.kind != "offload" or waited_ms == 0:
+            return entry.payload
+        offload = messages.decode(entry.payload)
+        assert isinstance(offload, Offload)
+        return messages.encode(replace(offload, ttl_ms=max(1, offload.ttl_ms - waited_ms)))
+
+    def _answer_provisionally(self, entry: Entry, reason: Reason) -> None:
+        if entry.kind != "offload" or entry.told or entry.told_provisionally:
+            return
+        entry.told_provisionally = True
+        offload = messages.decode(entry.payload)
+        assert isinstance(offload, Offload)
+        belief = best_belief(offload)
+        if belief is not None:
+            self._to_tell.append((predict(offload, belief, "edge", "provisional", reason), None))
+            self.counters[f"provisional_{reason}"] += 1
+
+    def _expire(self, seq: int, entry: Entry) -> None:
+        offload = messages.decode(entry.payload)
+        assert isinstance(offload, Offload)
+        belief = best_belief(offload)
+        if belief is None or entry.told:
+            return
+        self._answer_provisionally(entry, "timeout")
+        payload = messages.encode(predict(offload, belief, "edge", "final", "expired"))
+        self.bytes += len(payload) - len(entry.payload)
+        entry.kind, entry.payload = "prediction", payload
+        self.store.put(seq, entry.kind, payload)
+        if self._sent.pop(seq, None) is not None:
+            self._unsent.append(seq)
+        self.counters["expired"] += 1
+
+    def _finish(self, seq: int) -> None:
+        entry = self._entries.pop(seq)
+        self._sent.pop(seq, None)
+        if not entry.receipted:
+            self.bytes -= len(entry.payload)
+        self.store.remove(seq)
+
+    def _bound(self, now: float) -> None:
+        """Keep to the bounds of bytes and age: the oldest go first, counted and reported."""
+        dropped = 0
+        while self._entries:
+            seq, entry = next(iter(self._entries.items()))
+            too_old = now - entry.born > self.settings.outbox_age_s
+            if not too_old and (self.bytes <= self.settings.outbox_bytes or len(self._entries) == 1):
+                break
+            self._finish(seq)
+            dropped += 1
+        if dropped:
+            self.counters["outbox_dropped"] += dropped
+            metrics.EDGE_DROPPED.inc(dropped)
+            log.error("outbox is full: %d oldest outcomes dropped", dropped)

@@ -1,0 +1,123 @@
+"""Updates: from a desired state to a stage that is proven and ready, off the main loop.
+
+A thread fetches what is missing, checks digests and the signature, loads the segments and proves them on their golden
+samples. Only then does the main loop switch, between two samples. What fails leaves the running bundle alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.settings import EdgeSettings
+from sluice.daemon.life import Backoff
+from sluice.doors.http import HttpDoor
+from sluice.stage.segment import load_segments
+from sluice.stage.step import Stage, loaded_by
+from sluice.wire import bundle as bundles
+from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.state import Desired
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of a desired state: a stage that is ready to run, or the reason why there is none.
+
+    `final` False: it is still being tried (the control plane is away).
+    """
+
+    desired: Desired
+    envelope: bytes
+    stage: Stage | None
+    error: str | None = None
+    final: bool = True
+
+
+def prepare_local(settings: EdgeSettings, desired: Desired) -> Stage:
+    """The stage of `desired` from what is on the device; `PermanentError` says what is missing or wrong."""
+    folder = settings.data / "bundles" / desired.bundle
+    manifest = bundles.open_bundle(folder, desired.bundle, settings.public_keys).manifest
+    if manifest.model != desired.model:
+        raise PermanentError(f"bundle is of model {manifest.model!r}, desired is {desired.model!r}")
+    manifest.operating_point(desired.operating_point)
+    if len(manifest.inputs) != 1:
+        raise PermanentError(f"model has {len(manifest.inputs)} inputs; this agent feeds one")
+    indices = loaded_by(manifest, "edge")
+    segments = load_segments(folder, manifest, indices, settings.threads)
+    return Stage("edge", desired.bundle, manifest, indices.start, segments)
+
+
+class Updater:
+    """A thread that prepares the newest desired state and hands the result to `report`."""
+
+    def __init__(self, settings: EdgeSettings, report: Callable[[Prepared], None]) -> None:
+        self.settings = settings
+        self._report = report
+        self._door = HttpDoor(settings.cloud_url, settings.token)
+        self._newest: tuple[Desired, bytes] | None = None
+        self._ordered = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="updates", daemon=True)
+        self._thread.start()
+
+    def order(self, desired: Desired, envelope: bytes) -> None:
+        """Prepare `desired`; an order that has not been finished is given up for it."""
+        self._newest = (desired, envelope)
+        self._ordered.set()
+
+    def close(self) -> None:
+        """End the thread; a download under way is left."""
+        self._closing = True
+        self._ordered.set()
+        self._door.close()
+
+    def _serve(self) -> None:
+        backoff = Backoff()
+        while self._ordered.wait() and not self._closing:
+            self._ordered.clear()
+            if self._newest is None:
+                continue
+            desired, envelope = self._newest
+            backoff.reset()
+            told = False
+            while not (self._ordered.is_set() or self._closing):
+                try:
+                    self._report(Prepared(desired, envelope, self._prepare(desired)))
+                except PermanentError as error:
+                    self._report(Prepared(desired, envelope, None, str(error)))
+                except TemporaryError as error:
+                    if not told:
+                        log.warning("update to revision %d waits: %s", desired.revision, error)
+                        self._report(Prepared(desired, envelope, None, str(error), final=False))
+                        told = True
+                    self._ordered.wait(backoff.wait_s())
+                    continue
+                break
+
+    def _prepare(self, desired: Desired) -> Stage:
+        folder = self.settings.data / "bundles" / desired.bundle
+        try:
+            bundle = bundles.open_bundle(folder, desired.bundle, self.settings.public_keys)
+            for blob in bundle.manifest.blobs(loaded_by(bundle.manifest, "edge")):
+                bundle.read(blob)
+        except PermanentError:
+            self._door.fetch_bundle(
+                desired.bundle,
+                folder,
+                self.settings.public_keys,
+                lambda manifest: loaded_by(manifest, "edge"),
+            )
+        return prepare_local(self.settings, desired)
+
+
+def keep_only(data: Path, digests: set[str]) -> None:
+    """Remove the bundles that are neither running nor the one before."""
+    for folder in (data / "bundles").glob("*"):
+        if folder.name not in digests:
+            shutil.rmtree(folder)

@@ -1,0 +1,34 @@
+"""Settings of the gateway: `GATEWAY_…` in the environment, or a TOML file."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sluice.daemon.settings import RoomSettings, SettingsConfigDict
+from sluice.doors.kafka import KafkaCluster
+from sluice.doors.mqtt import MqttBroker
+from sluice.wire.messages import MAX_MESSAGE_BYTES
+from sluice.wire.names import Name
+
+
+class GatewaySettings(RoomSettings):
+    """A gateway between one MQTT broker and one Kafka cluster."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_nested_delimiter="__")
+
+    name: Name = "gateway"
+    """Name of this gateway; each one at a broker needs its own, because it names its MQTT session."""
+    broker: MqttBroker = MqttBroker()
+    """The uplink broker (`GATEWAY_BROKER__HOST`, …)."""
+    kafka: KafkaCluster = KafkaCluster()
+    """The Kafka cluster (`GATEWAY_KAFKA__BOOTSTRAP`, …)."""
+    topic_prefix: str = "sluice"
+    """First level of all MQTT topics."""
+    shared_group: str = "sluice-gateway"
+    """Shared subscription of all gateways at this broker; empty: none, for a broker that has no such thing."""
+    in_flight: int = Field(default=256, ge=1)
+    """Messages taken in and not yet confirmed by Kafka; when they are that many, the broker has to wait."""
+    answers_in_flight: int = Field(default=1000, ge=1)
+    """Answers published and not yet taken by the broker."""
+    message_limit_bytes: int = MAX_MESSAGE_BYTES
+    """Largest message that is decoded; anything larger is a dead letter."""

@@ -1,0 +1,1 @@
+"""Real servers for the tests: Mosquitto, Apache Kafka and PostgreSQL, fetched, started and killed."""
