@@ -38,10 +38,11 @@ class Run:
         runner = self.core.get_signature_runner()
         crossing = bundle.manifest.crossing(index)
         self.inputs = [(runner.get_input_details()[s.name]["index"], s) for s in crossing]
+        details = runner.get_output_details()
+        del runner
         for number, s in self.inputs:
             self.core.resize_tensor_input(number, (1, *s.shape))
         self.core.allocate_tensors()
-        details = runner.get_output_details()
         assert spec.exit is not None
         assert not spec.passes
         self.logits = details[spec.exit.logits]["index"]

@@ -58,6 +58,7 @@ class _Interpreter:
         runner = self.core.get_signature_runner()
         self.inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
         self.outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
+        del runner  # the interpreter refuses to work while anyone else refers to its core
         shapes = {spec.name: spec.shape for spec in specs}
         if shapes.keys() != self.inputs.keys():
             raise PermanentError(f"segment reads {sorted(self.inputs)}, its manifest says {sorted(shapes)}")

@@ -23,7 +23,7 @@ class StageSettings(RoomSettings):
     """The Kafka cluster (`STAGE_KAFKA__BOOTSTRAP`, `STAGE_KAFKA__OPTIONS`)."""
     models: list[str] = Field(default=[])
     """Models to work on; empty: every model that has a topic for this tier."""
-    cloud_url: str = "http://127.0.0.1:8000"
+    cloud_url: str = "http://127.0.0.1:8080"
     """The control plane, which bundles are fetched from."""
     token: str | None = None
     """Bearer token for the control plane."""
