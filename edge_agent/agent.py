@@ -110,8 +110,6 @@ class Agent:
         """From readings to outcomes, in the outbox."""
         works = []
         for incoming in readings:
-            if incoming.qos and incoming.generation != self.sensor.generation:
-                continue  # never acknowledged, so the broker brings it again
             self._to_ack.append(incoming)
             try:
                 work = self._sample(stage, incoming)

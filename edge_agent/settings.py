@@ -51,7 +51,7 @@ class EdgeSettings(RoomSettings):
     """First level of all MQTT topics."""
     sensor: Sensor = Sensor()
     """How readings arrive (`EDGE_SENSOR__FORMAT`, …)."""
-    cloud_url: str = "http://127.0.0.1:8000"
+    cloud_url: str = "http://127.0.0.1:8080"
     """The control plane, which bundles are fetched from."""
     token: str | None = None
     """The device's bearer token for it."""

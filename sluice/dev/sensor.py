@@ -56,6 +56,8 @@ class Sensor:
         self.told: list[Told] = []
         self.strangers = 0
         """Answers that belong to no sample of this run."""
+        self.redelivered = 0
+        """Repeats of a final answer that the broker marked as its own redelivery."""
         self.bytes_up = 0
         self._places = threading.Semaphore(outstanding)
         self._changed = threading.Condition()
@@ -137,6 +139,7 @@ class Sensor:
                 told.first_ns = told.first_ns or now
                 if prediction.status == "final":
                     told.finals.append(prediction)
+                    self.redelivered += incoming.duplicate and len(told.finals) > 1
                     if len(told.finals) == 1:
                         told.answered_ns = now
                         self._done += 1

@@ -116,8 +116,10 @@ class KafkaWriter:
         partition: int | None = None,
         headers: Headers | None = None,
         on_delivery: Delivered | None = None,
+        on_offset: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Queue one record. `on_delivery(None | error)` is called from `poll` or `flush` when its fate is known.
+        """Queue one record. `on_delivery(None | error)` is called from `poll` or `flush` when its fate is known;
+        `on_offset(topic partition, offset)` before it, if the record is in Kafka.
 
         Raises `TemporaryError` when the queue is full: call `poll` and try again. A record that can never be
         delivered (too large, no such topic) reports `PermanentError` to `on_delivery`.
@@ -126,6 +128,8 @@ class KafkaWriter:
         def report(error: ck.KafkaError | None, message: ck.Message) -> None:
             if error is None and isinstance(self._errors, _Errors):
                 self._errors.works()
+            if error is None and on_offset is not None:
+                on_offset(message.partition() or 0, message.offset() or 0)
             if on_delivery is not None:
                 on_delivery(
                     None if error is None else (message_error(error, message.offset() or -1) or _error(error, topic))
@@ -168,7 +172,8 @@ class KafkaWriter:
 class KafkaReader:
     """A consumer of one group, offsets committed only by `commit`, explicit topics, `read_committed`.
 
-    `on_assigned` and `on_lost` get lists of (topic, partition) and are called from `read`.
+    `on_assigned` and `on_lost` get lists of (topic, partition), `on_end` a topic partition and the offset at which
+    nothing more is there to read for now; all are called from `read`.
     """
 
     def __init__(
@@ -181,9 +186,11 @@ class KafkaReader:
         on_assigned: Callable[[list[TopicPartition]], Mapping[TopicPartition, int] | None] | None = None,
         on_lost: Callable[[list[TopicPartition]], None] | None = None,
         on_reset: Callable[[str], None] | None = None,
+        on_end: Callable[[TopicPartition, int], None] | None = None,
     ) -> None:
         config = cluster.config(name) | {
             "group.id": group,
+            "enable.partition.eof": on_end is not None,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest" if from_beginning else "latest",
             "isolation.level": "read_committed",
@@ -197,6 +204,7 @@ class KafkaReader:
         self._on_assigned = on_assigned
         self._on_lost = on_lost
         self._on_reset = on_reset
+        self._on_end = on_end
         self.name = name
         self.topics: list[str] = []
 
@@ -229,7 +237,9 @@ class KafkaReader:
         for message in (first, *rest):
             error = message.error()
             if error is not None:
-                if error.code() not in _PASSING:
+                if error.code() == ck.KafkaError._PARTITION_EOF and self._on_end is not None:
+                    self._on_end((message.topic() or "", message.partition() or 0), message.offset() or 0)
+                elif error.code() not in _PASSING:
                     log.warning("%s: Kafka: %s", self.name, error)
                 continue
             _kind, timestamp = message.timestamp()
@@ -349,7 +359,7 @@ def ensure_topics(
         missing = {name: count for name, count in topics.items() if name not in there.topics}
         if not missing:
             return
-        if there.controller_id < 0:
+        if (there.cluster_id or "").startswith("mockCluster"):
             for name in missing:
                 admin.list_topics(name, timeout=timeout_s)
             return

@@ -61,6 +61,8 @@ class Incoming:
     payload: bytes
     qos: int
     retained: bool
+    duplicate: bool
+    """The broker says that it may have sent it before."""
     mid: int
     generation: int
 
@@ -212,6 +214,7 @@ class MqttDoor:
                     bytes(message.payload),
                     message.qos,
                     message.retain,
+                    message.dup,
                     message.mid,
                     self.generation,
                 )
