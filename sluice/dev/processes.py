@@ -43,6 +43,21 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def end_on_signals() -> None:
+    """Make SIGTERM and SIGHUP end this program as Ctrl-C does, so that `Processes` ends its children on the way out.
+
+    Further Ctrl-Cs while they end are ignored.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+
+
 class Process:
     """One `sluice` command, running; its output goes to `log`, `ready` is set at its ready line."""
 

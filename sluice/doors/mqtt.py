@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class MqttDoor:
         self.up = threading.Event()
         self._on = (on_message, on_up, on_down, on_published)
         self._subscriptions = list(subscriptions)
+        self._filters = [re.sub(r"^\$share/[^/]+/", "", topic) for topic, _ in subscriptions]
         self._stopping = False
         self._told_down = False
         five = broker.version == 5
@@ -206,8 +208,11 @@ class MqttDoor:
                 why,
             )
 
-    def _arrived(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
-        if self._on[0]:
+    def _arrived(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        if not any(paho.topic_matches_sub(wanted, message.topic) for wanted in self._filters):
+            # some brokers (amqtt) bring a known session retained messages that it never asked for
+            client.ack(message.mid, message.qos)
+        elif self._on[0]:
             self._on[0](
                 Incoming(
                     message.topic,

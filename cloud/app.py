@@ -1,0 +1,73 @@
+"""The REST service: what stands where, who may call it, and its beginning and end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel
+
+from cloud import problems
+from cloud.database import reading
+from cloud.routes import bundles, devices, models, partitions, predictions, rollouts, streams, trainings
+from cloud.service import Service, ServiceDep, admin, any_role, make_topics
+from cloud.settings import MB
+from cloud.uploads import BodyLimit
+
+JOIN_S = 5.0
+
+
+class Health(BaseModel):
+    """The service answers and its database does too."""
+
+    status: str
+    version: str
+
+
+def health(service: ServiceDep) -> Health:
+    """Whether the service works; no token needed. 503 when its database is away."""
+    with reading(service.engine):
+        return Health(status="ok", version=version("sluice"))
+
+
+def create_app(service: Service) -> FastAPI:
+    """The web application on an open service; jobs and the making of topics run as long as it does."""
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        service.runner.start(
+            {
+                "training": partial(trainings.keep_training, service),
+                "partition": partial(partitions.keep_partition, service),
+            }
+        )
+        topics = threading.Thread(target=make_topics, args=(service, stop), name="topics", daemon=True)
+        topics.start()
+        yield
+        stop.set()
+        service.runner.stop()
+        service.runner.join(JOIN_S)
+
+    app = FastAPI(
+        title="Sluice",
+        version=version("sluice"),
+        description="Control plane of Sluice. Every error is a problem document (RFC 9457).",
+        lifespan=life,
+        docs_url="/v1/docs",
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+    )
+    app.state.service = service
+    app.add_middleware(BodyLimit, upload_bytes=service.settings.upload_mb * MB)
+    problems.install(app)
+    app.get("/v1/health", tags=["health"])(health)
+    app.include_router(bundles.open_router, prefix="/v1")
+    app.include_router(bundles.router, prefix="/v1", dependencies=[Depends(any_role)])
+    for resource in (models, streams, trainings, partitions, devices, rollouts, predictions):
+        app.include_router(resource.router, prefix="/v1", dependencies=[Depends(admin)])
+    return app

@@ -1,0 +1,299 @@
+"""One job as a child process: start it, watch it, hear what it reports, end it.
+
+A job is a program that runs foreign code (a model is code). It gets a folder with `job.json`, a clean environment and
+limits on time, memory and output, and says what it does in `events.jsonl`, one JSON object a line. `run_job` returns
+when no process of it is left. The thread that calls it must live until then: the kernel ends the job with that thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import psutil
+
+import cloud
+from cloud.artifacts import open_output
+from sluice.wire.errors import PermanentError
+
+JOB, EVENTS, LOG = "job.json", "events.jsonl", "log.txt"
+TICK_S = 0.1
+MAX_EVENTS_BYTES = 16_000_000
+MAX_EVENT_BYTES = 1_000_000
+TAIL_BYTES = 4000
+START = Path(__file__).parent / "job_start.py"
+
+Event = dict[str, Any]
+Ended = Literal["done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one job may use: seconds, bytes of resident memory (with its children), of files, of log, and threads."""
+
+    time_s: float
+    memory: int
+    output: int
+    log: int
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A module with a `__main__`, and where to find it if not in the service's own installation."""
+
+    module: str
+    path: Path | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """How a job ended: `result` of a job that is done, `reason` of any other."""
+
+    state: Ended
+    reason: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def run_job(
+    program: Program,
+    folder: Path,
+    hidden: Path,
+    limits: Limits,
+    cancelled: threading.Event,
+    on_event: Callable[[Event], None],
+) -> Report:
+    """Run `program` in `folder` to its end, and report. `hidden` is the folder that it must not read.
+
+    `on_event` hears progress and metrics as they come. Setting `cancelled` ends the job.
+    """
+    folder, hidden = folder.resolve(), hidden.resolve()
+    process = _start(program, folder, hidden, limits)
+    try:
+        return _watch(process, folder, limits, cancelled, on_event)
+    finally:
+        _end(process)
+
+
+def _start(program: Program, folder: Path, hidden: Path, limits: Limits) -> subprocess.Popen[bytes]:
+    (folder / "tmp").mkdir(exist_ok=True)
+    confine = [sys.executable, "-I", "-S", str(START)]
+    confine += [str(os.getpid()), str(folder), str(hidden), str(limits.output)]
+    # -P: what lies in the job's folder is no part of the program
+    return subprocess.Popen(
+        [*confine, sys.executable, "-P", "-m", program.module, str(folder)],
+        cwd=folder,
+        env=environment(program, folder, limits.threads),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def environment(program: Program, folder: Path, threads: int) -> dict[str, str]:
+    """The environment of a job: nothing of the service's own."""
+    clean = {
+        "PATH": os.defpath,
+        "HOME": str(folder),
+        "TMPDIR": str(folder / "tmp"),
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+    }
+    installed = Path(cloud.__file__).parents[1]
+    paths = [program.path] if program.path else []
+    if not installed.is_relative_to(sysconfig.get_path("purelib")):
+        paths.append(installed)  # run from a checkout
+    if paths:
+        clean["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    if threads:
+        clean["OMP_NUM_THREADS"] = clean["TF_NUM_INTRAOP_THREADS"] = str(threads)
+    return clean
+
+
+def _watch(
+    process: subprocess.Popen[bytes],
+    folder: Path,
+    limits: Limits,
+    cancelled: threading.Event,
+    on_event: Callable[[Event], None],
+) -> Report:
+    log = _Log(process, folder / LOG, limits.log)
+    events = _Events(folder, on_event)
+    given = _size(folder)
+    deadline = time.monotonic() + limits.time_s
+    next_look = 0.0
+    try:
+        while process.poll() is None:
+            log.copy(TICK_S)
+            if cancelled.is_set():
+                return Report("cancelled", "cancelled")
+            if (now := time.monotonic()) < next_look:
+                continue
+            next_look = now + TICK_S
+            events.read()
+            if now > deadline:
+                return Report("failed", f"the job took longer than {limits.time_s:g} s and was ended")
+            if reason := _over_limit(process.pid, folder, given, limits):
+                return Report("failed", reason)
+        log.copy(0.0)
+        events.read()
+    except PermanentError as error:
+        return Report("failed", str(error))
+    finally:
+        log.close()
+        events.close()
+    return _judged(process.returncode, events.last, log.tail)
+
+
+def _judged(code: int, last: Event, tail: bytes) -> Report:
+    """How a program ended that was not stopped by us: what it said itself, if its exit code agrees."""
+    if code == 0 and last.get("event") == "done" and isinstance(last.get("result"), dict):
+        return Report("done", result=last["result"])
+    if code == 2 and last.get("event") == "failed":
+        return Report("failed", str(last.get("reason"))[:2000])
+    lines = tail.decode(errors="replace").strip().splitlines()
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return Report("failed", f"the job ended by {how}" + (f": {lines[-1][:500]}" if lines else ""))
+
+
+def _over_limit(pid: int, folder: Path, given: int, limits: Limits) -> str | None:
+    if (used := _resident(pid)) > limits.memory:
+        limit = limits.memory / 1e6
+        return f"the job held {used / 1e6:.0f} MB of memory and was ended; its limit is {limit:.0f} MB"
+    if (written := _size(folder) - given) > limits.output:
+        limit = limits.output / 1e6
+        return f"the job wrote {written / 1e6:.0f} MB and was ended; its limit is {limit:.0f} MB"
+    return None
+
+
+def _resident(pid: int) -> int:
+    """Resident bytes of a process and all that it started."""
+    try:
+        top = psutil.Process(pid)
+        family = [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    total = 0
+    for process in family:
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for parent, _folders, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118 - many files, ten times a second
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill whatever is left of the job's process group, and wait for the program itself."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()
+
+
+class _Log:
+    """Copies what the job prints into a file, up to a bound; keeps the end of it all."""
+
+    def __init__(self, process: subprocess.Popen[bytes], path: Path, limit: int) -> None:
+        assert process.stdout is not None
+        self._process = process
+        self._pipe = process.stdout
+        os.set_blocking(self._pipe.fileno(), False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._pipe, selectors.EVENT_READ)
+        self._file = path.open("wb", buffering=0)
+        self._left = limit
+        self._open = True
+        self.tail = b""
+
+    def copy(self, wait_s: float) -> None:
+        """Copy what is there; with `wait_s` only one piece, waiting that long for it."""
+        if not self._open:  # the job closed its output and goes on
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(wait_s)
+            return
+        while self._selector.select(wait_s):
+            chunk = os.read(self._pipe.fileno(), 1 << 16)
+            if not chunk:
+                self._open = False
+                return
+            self._file.write(chunk[: self._left])
+            self._left -= min(len(chunk), self._left)
+            self.tail = (self.tail + chunk)[-TAIL_BYTES:]
+            if wait_s:
+                return
+
+    def close(self) -> None:
+        """Close the pipe and the file."""
+        self._selector.close()
+        self._file.close()
+        self._pipe.close()
+
+
+class _Events:
+    """Reads the lines that are complete in `events.jsonl`, each once."""
+
+    def __init__(self, folder: Path, on_event: Callable[[Event], None]) -> None:
+        self._folder = folder
+        self._on_event = on_event
+        self._file: BinaryIO | None = None
+        self._rest = b""
+        self._read = 0
+        self.last: Event = {}
+
+    def read(self) -> None:
+        """Take in what is new. Raises `PermanentError` for more or other than a job may say."""
+        if self._file is None:
+            if not (self._folder / EVENTS).exists():
+                return
+            self._file = open_output(self._folder, EVENTS)
+        while data := self._file.read(MAX_EVENT_BYTES):
+            self._read += len(data)
+            if self._read > MAX_EVENTS_BYTES:
+                raise PermanentError("the job reported more than it may")
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            if len(self._rest) > MAX_EVENT_BYTES:
+                raise PermanentError("the job reported a line that is too long")
+            for line in lines:
+                self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise PermanentError(f"the job's report is not JSON: {line[:80]!r}") from error
+        if not isinstance(event, dict):
+            raise PermanentError(f"the job's report is not an object: {line[:80]!r}")
+        self.last = event
+        if event.get("event") in ("progress", "metrics"):
+            self._on_event(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,283 @@
+"""Long work: jobs wait in line, run a few at a time, and their rows in the database tell how far they are.
+
+What a kind of job brings into the world is the business of the module that asked for it (`trainings`, `partitions`):
+it hands in a `Keep`, which stores a finished job's files and returns what to write in the same transaction that calls
+the job done. So a job that is done has all its records, and any other has none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from cloud.database import reading, writing
+from cloud.job_process import EVENTS, JOB, LOG, Event, Limits, Program, Report, run_job
+from cloud.tables import jobs, now_us
+from sluice.daemon.life import Backoff
+from sluice.wire.errors import PermanentError, TemporaryError
+
+log = logging.getLogger(__name__)
+
+PROGRAMS = {
+    "check": Program("partitioner"),
+    "training": Program("cloud.training"),
+    "partition": Program("partitioner"),
+}
+PROGRESS_EVERY_S = 0.5
+MAX_METRICS = 5000
+
+Keep = Callable[[str, Path, dict[str, Any]], Callable[[Connection], None]]
+"""Called with a finished job's id, folder and result; stores files, returns what to write into the database.
+
+Raises `PermanentError` when the job's output is not what it should be: the job has failed then.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A job in line."""
+
+    job_id: str
+    kind: str
+    cancelled: threading.Event
+
+
+class Runner:
+    """Runs jobs in threads of its own, `at_once` at the same time; checks run in the thread that asks."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        data: Path,
+        limits: Limits,
+        check_time_s: float,
+        *,
+        at_once: int = 1,
+        waiting: int = 100,
+        programs: Mapping[str, Program] = PROGRAMS,
+    ) -> None:
+        self._engine = engine
+        self._data = data.resolve()
+        self.folder = self._data / "jobs"
+        self._limits = limits
+        self._check_limits = replace(limits, time_s=check_time_s)
+        self._at_once = at_once
+        self._programs = programs
+        self._keeps: dict[str, Keep] = {}
+        self._line: queue.Queue[Task | None] = queue.Queue(waiting)
+        self._tasks: dict[str, Task] = {}
+        self._stopping = threading.Event()
+        self._check_slot = threading.Semaphore(1)
+        self._threads: list[threading.Thread] = []
+
+    def start(self, keeps: Mapping[str, Keep]) -> None:
+        """Call jobs that an earlier service left unfinished failed, and begin. `keeps` by kind of job."""
+        self._keeps = dict(keeps)
+        left = jobs.c.state.in_(("queued", "running"))
+        reason = "the service was restarted"
+        with writing(self._engine) as connection:
+            connection.execute(update(jobs).where(left).values(state="failed", reason=reason, ended_at=now_us()))
+        for number in range(self._at_once):
+            thread = threading.Thread(target=self._work, name=f"job-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End all jobs, checks too; no more begin. Returns at once; `join` waits."""
+        self._stopping.set()
+        for task in list(self._tasks.values()):
+            task.cancelled.set()
+        for _ in self._threads:
+            try:
+                self._line.put_nowait(None)
+            except queue.Full:
+                break  # whoever takes the next one in line sees that we stop
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the job threads have ended, `timeout_s` at most for each."""
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def begin(
+        self,
+        kind: str,
+        spec: Mapping[str, Any],
+        files: Mapping[str, Path],
+        record: Callable[[Connection, str], None],
+    ) -> str:
+        """Put a job in line and return its id: its folder, then its row and what `record` writes, then its turn.
+
+        `files` are copied into the folder under their names. Raises `TemporaryError` when too many jobs wait or the
+        database is away; then nothing of the job is there.
+        """
+        if self._line.full() or self._stopping.is_set():
+            raise TemporaryError("too many jobs are waiting", 10)
+        task = Task(f"{kind}-{secrets.token_hex(6)}", kind, threading.Event())
+        folder = self.folder / task.job_id
+        row = {"id": task.job_id, "kind": kind, "state": "queued", "metrics": [], "created_at": now_us()}
+        try:
+            self._write_folder(folder, {"kind": kind, **spec}, files)
+            with writing(self._engine) as connection:
+                connection.execute(insert(jobs).values(row))
+                record(connection, task.job_id)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._tasks[task.job_id] = task
+        try:
+            self._line.put_nowait(task)
+        except queue.Full:
+            del self._tasks[task.job_id]
+            self._set(task.job_id, state="failed", reason="too many jobs were waiting", ended_at=now_us())
+        return task.job_id
+
+    def cancel(self, job_id: str) -> None:
+        """End a job that waits or runs; nothing happens to one that has ended."""
+        task = self._tasks.get(job_id)
+        if task is not None:
+            task.cancelled.set()
+            with writing(self._engine) as connection:
+                waiting = (jobs.c.id == job_id) & (jobs.c.state == "queued")
+                ended = {"state": "cancelled", "reason": "cancelled", "ended_at": now_us()}
+                connection.execute(update(jobs).where(waiting).values(ended))
+
+    def check(self, spec: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+        """Run a check job now and return its result; nothing of it stays.
+
+        Raises `PermanentError` with the cause when the model is no good, `TemporaryError` when no check can run now.
+        """
+        if not self._check_slot.acquire(timeout=self._check_limits.time_s):
+            raise TemporaryError("other models are being checked", 10)
+        job_id = f"check-{secrets.token_hex(6)}"
+        folder = self.folder / job_id
+        task = Task(job_id, "check", threading.Event())
+        self._tasks[job_id] = task
+        try:
+            if self._stopping.is_set():
+                raise TemporaryError("the service is stopping")
+            self._write_folder(folder, {"kind": "check", **spec}, files)
+            report = self._run(task, self._check_limits, lambda _event: None)
+        finally:
+            del self._tasks[job_id]
+            shutil.rmtree(folder, ignore_errors=True)
+            self._check_slot.release()
+        if report.state == "cancelled":
+            raise TemporaryError("the service is stopping")
+        if report.state == "failed":
+            raise PermanentError(report.reason or "the check failed")
+        return report.result
+
+    def _write_folder(self, folder: Path, spec: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        folder.mkdir(parents=True)
+        for name, source in files.items():
+            shutil.copyfile(source, folder / name)
+        (folder / JOB).write_text(json.dumps(spec))
+
+    def _work(self) -> None:
+        while (task := self._line.get()) is not None and not self._stopping.is_set():
+            try:
+                self._do(task)
+            finally:
+                self._tasks.pop(task.job_id, None)
+
+    def _do(self, task: Task) -> None:
+        if task.cancelled.is_set():
+            return
+        self._set(task.job_id, state="running", started_at=now_us())
+        log.info("job begins", extra={"job": task.job_id})
+        writer = _Progress(lambda values: self._set(task.job_id, **values))
+        report = self._run(task, self._limits, writer.take)
+        writer.write()
+        if self._stopping.is_set() and report.state == "cancelled":
+            report = Report("failed", "the service was stopped")
+        self._finish(task, report)
+
+    def _run(self, task: Task, limits: Limits, on_event: Callable[[Event], None]) -> Report:
+        folder = self.folder / task.job_id
+        try:
+            return run_job(self._programs[task.kind], folder, self._data, limits, task.cancelled, on_event)
+        except OSError as error:
+            return Report("failed", f"the job could not run: {error}")
+
+    def _finish(self, task: Task, report: Report) -> None:
+        folder = self.folder / task.job_id
+        write: Callable[[Connection], None] | None = None
+        if report.state == "done" and (keep := self._keeps.get(task.kind)):
+            try:
+                write = keep(task.job_id, folder, report.result)
+            except (PermanentError, OSError) as error:
+                report = Report("failed", str(error))
+        self._set(
+            task.job_id,
+            write,
+            state=report.state,
+            reason=report.reason,
+            result=report.result or None,
+            ended_at=now_us(),
+        )
+        log.info("job ended", extra={"job": task.job_id, "state": report.state, "reason": report.reason})
+        for entry in folder.iterdir():
+            if entry.name not in (JOB, EVENTS, LOG):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def _set(self, job_id: str, write: Callable[[Connection], None] | None = None, **values: Any) -> None:
+        """Update a job's row, and write what else belongs to it; waits for a database that is away."""
+        backoff = Backoff()
+        while True:
+            try:
+                with writing(self._engine) as connection:
+                    connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
+                    if write is not None:
+                        write(connection)
+            except TemporaryError as error:
+                log.warning("job cannot be recorded: %s", error, extra={"job": job_id})
+                if self._stopping.wait(backoff.wait_s()):
+                    return  # the next service calls it failed
+            else:
+                return
+
+
+class _Progress:
+    """Gathers what a job reports and writes it now and then."""
+
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        self._write = write
+        self._values: dict[str, Any] = {}
+        self._metrics: list[Event] = []
+        self._next_s = 0.0
+
+    def take(self, event: Event) -> None:
+        """One progress or metrics event."""
+        event = dict(event)
+        if event.pop("event") == "progress":
+            self._values["progress"] = event
+        elif len(self._metrics) < MAX_METRICS:
+            self._metrics.append(event)
+            self._values["metrics"] = self._metrics
+        if time.monotonic() >= self._next_s:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is new."""
+        if self._values:
+            self._write(self._values)
+            self._values = {}
+        self._next_s = time.monotonic() + PROGRESS_EVERY_S
+
+
+def state_of(engine: Engine, job_id: str) -> dict[str, Any] | None:
+    """The row of a job; None if there is none."""
+    with reading(engine) as connection:
+        row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().first()
+    return dict(row) if row else None

@@ -1,0 +1,1 @@
+"""Alembic migrations; both processes bring the database to the newest on start (`cloud.database.migrate`)."""

@@ -1,0 +1,181 @@
+"""From records on Kafka to rows: pure reading of records, and the writing of what was read.
+
+Predictions are effectively once by sample: the first final one in the order of the topic wins, a provisional one never
+replaces a final, and whatever changes nothing raises `repeats`. `records = 1 + changes + repeats` holds in every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, Insert, Table, and_, case, func, insert, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from cloud.tables import device_states, predictions, reader_offsets, streams
+from sluice.doors.kafka import Record, TopicPartition
+from sluice.wire import names
+from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.messages import Prediction, SampleKey, decode_all, sample_of
+from sluice.wire.slices import parse_slice
+from sluice.wire.state import Announcement, DeviceStatus, Reported, parse_state
+
+TOPICS = (names.PREDICTIONS, names.DEVICES, names.CONTROL)
+Row = dict[str, Any]
+MAX_TIME = 2**63 - 1
+KEYS_AT_ONCE = 1000
+
+
+@dataclass(slots=True)
+class Rows:
+    """What one batch of records comes down to: equal samples, devices and streams are folded into one row each."""
+
+    predictions: dict[SampleKey, Row] = field(default_factory=dict)
+    reported: dict[str, Row] = field(default_factory=dict)
+    status: dict[str, Row] = field(default_factory=dict)
+    streams: dict[str, Row] = field(default_factory=dict)
+
+    def take(self, record: Record) -> None:
+        """Fold one record in.
+
+        Raises `PermanentError` for a record that can never be stored, `UnknownSchemaError` for one that may be newer
+        than this version; then nothing of it was folded in.
+        """
+        at = min(max(record.timestamp_ms, 0) * 1000, MAX_TIME)
+        if record.topic == names.PREDICTIONS:
+            for prediction in [_checked(outcome) for outcome in decode_all(record.value)]:
+                self._fold(prediction, at)
+        elif record.topic == names.DEVICES:
+            self._take_state(record, at)
+        else:
+            announcement = parse_state(Announcement, record.value)
+            for text in announcement.slices:
+                parse_slice(text)
+            row = {"announcement": announcement.model_dump(mode="json"), "announced_at": at}
+            self.streams[announcement.stream_id] = {"stream_id": announcement.stream_id, **row}
+
+    def _fold(self, prediction: Prediction, at: int) -> None:
+        key = sample_of(prediction)
+        known = self.predictions.get(key)
+        if known is None:
+            self.predictions[key] = {**_row(prediction), "recorded_at": at, "records": 1, "repeats": 0}
+        elif known["status"] == "provisional" and prediction.status == "final":
+            counts = {"records": known["records"] + 1, "repeats": known["repeats"]}
+            self.predictions[key] = {**_row(prediction), "recorded_at": at, **counts}
+        else:
+            known["records"] += 1
+            known["repeats"] += 1
+
+    def _take_state(self, record: Record, at: int) -> None:
+        device, _, kind = (record.key or b"").decode(errors="replace").partition("/")
+        names.check_name("device", device)
+        if kind not in names.STATE_KINDS:
+            raise PermanentError(f"key {kind[:40]!r} of {device} is neither reported nor status")
+        value: Any = None
+        if record.value:  # else the device's state was cleared
+            state = _STATES[kind](record.value)
+            if state.device_id != device:
+                raise PermanentError(f"state of {state.device_id!r} came under the key of {device!r}")
+            value = state.status if isinstance(state, DeviceStatus) else state.model_dump(mode="json")
+        rows = self.reported if kind == "reported" else self.status
+        rows[device] = {"device_id": device, kind: value, f"{kind}_at": at}
+
+
+def _checked(outcome: object) -> Prediction:
+    if not isinstance(outcome, Prediction):
+        raise PermanentError("an offload has no place among predictions")
+    if "\0" in (outcome.source_id or ""):
+        raise PermanentError("source_id holds a zero character")
+    return outcome
+
+
+_STATES: dict[str, Callable[[bytes], Reported | DeviceStatus]] = {
+    "reported": lambda value: parse_state(Reported, value),
+    "status": lambda value: parse_state(DeviceStatus, value),
+}
+_SHARED = [c.name for c in predictions.c if c.name not in ("id", "recorded_at", "records", "repeats")]
+
+
+def _row(prediction: Prediction) -> Row:
+    return {name: getattr(prediction, name) for name in _SHARED}
+
+
+def write(connection: Connection, rows: Rows) -> int:
+    """Write the rows of a batch; returns how many of its predictions were repeats.
+
+    Raises SQLAlchemy's `DataError` or `IntegrityError` for a row that the database refuses.
+    """
+    for device_rows, kind in ((rows.reported, "reported"), (rows.status, "status")):
+        _upsert(connection, device_states, ["device_id"], [kind, f"{kind}_at"], device_rows.values())
+    _upsert(connection, streams, ["stream_id"], ["announcement", "announced_at"], rows.streams.values())
+    if not rows.predictions:
+        return 0
+    before = _repeats(connection, rows)
+    connection.execute(_prediction_upsert(connection.dialect), list(rows.predictions.values()))
+    return _repeats(connection, rows) - before
+
+
+def _repeats(connection: Connection, rows: Rows) -> int:
+    """Repeats that the database knows of the samples in `rows`."""
+    keys, total = list(rows.predictions), 0
+    sample = tuple_(predictions.c.device_id, predictions.c.epoch, predictions.c.seq)
+    for i in range(0, len(keys), KEYS_AT_ONCE):
+        some = select(func.sum(predictions.c.repeats)).where(sample.in_(keys[i : i + KEYS_AT_ONCE]))
+        total += connection.execute(some).scalar() or 0
+    return total
+
+
+def _insert(dialect: Dialect, table: Table) -> Any:
+    return (postgresql.insert if dialect.name == "postgresql" else sqlite.insert)(table)
+
+
+def _upsert(connection: Connection, table: Table, keys: list[str], columns: list[str], rows: Iterable[Row]) -> None:
+    if not (values := list(rows)):
+        return
+    statement = _insert(connection.dialect, table)
+    changes = {name: statement.excluded[name] for name in columns}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), values)
+
+
+def _prediction_upsert(dialect: Dialect) -> Insert:
+    statement = _insert(dialect, predictions)
+    old, new = predictions.c, statement.excluded
+    better = and_(old.status == "provisional", new.status == "final")
+    names_of_content = [*_SHARED, "recorded_at"]
+    changes = {name: case((better, new[name]), else_=old[name]) for name in names_of_content}
+    # what was folded into the new row were all repeats but for the one that wins now
+    changes["repeats"] = old.repeats + new.records - case((better, 1), else_=0)
+    changes["records"] = old.records + new.records
+    result: Insert = statement.on_conflict_do_update(index_elements=["device_id", "epoch", "seq"], set_=changes)
+    return result
+
+
+def load_offsets(connection: Connection, topics: Iterable[str]) -> dict[TopicPartition, int]:
+    """The next offset of each topic partition of `topics` that was read before."""
+    wanted = select(reader_offsets).where(reader_offsets.c.topic.in_(list(topics)))
+    return {(row.topic, row.partition): row.next_offset for row in connection.execute(wanted)}
+
+
+def move_offset(connection: Connection, partition: TopicPartition, known: int | None, following: int) -> None:
+    """Say in the transaction of the rows that everything before `following` is in.
+
+    `known` is where we believe to have begun (None: never read before). Raises `TemporaryError` when another reader
+    was there in between: our rows are not to be written then.
+    """
+    table, (topic, number) = reader_offsets, partition
+    if known is None:
+        row = insert(table).values(topic=topic, partition=number, next_offset=following)
+        try:
+            connection.execute(row)
+        except IntegrityError as error:
+            raise _taken(partition) from error
+        return
+    ours = (table.c.topic == topic) & (table.c.partition == number) & (table.c.next_offset == known)
+    if connection.execute(update(table).where(ours).values(next_offset=following)).rowcount != 1:
+        raise _taken(partition)
+
+
+def _taken(partition: TopicPartition) -> TemporaryError:
+    return TemporaryError(f"another results writer has read {partition[0]}[{partition[1]}]", 0.5)

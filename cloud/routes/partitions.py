@@ -1,0 +1,133 @@
+"""Partitions: a trained model, cut by a job; what comes of it is a bundle, signed by the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import APIRouter, HTTPException, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, insert, update
+
+from cloud.artifacts import open_output
+from cloud.bundles import store_bundle
+from cloud.routes import job_views
+from cloud.routes.job_views import JobView
+from cloud.routes.models import INPUT, find_model
+from cloud.routes.streams import require_whole
+from cloud.service import Service, ServiceDep
+from cloud.tables import partitions, trainings
+from sluice.wire.bundle import BLOBS, MANIFEST
+from sluice.wire.codec import CODECS
+from sluice.wire.errors import PermanentError
+from sluice.wire.manifest import MAX_MANIFEST_BYTES, parse_manifest
+from sluice.wire.names import Tier
+
+router = APIRouter(tags=["partitions"])
+
+
+class PartitionSettings(BaseModel):
+    """How to cut: what accuracy may be lost, how sure one wants to be of it, how tensors travel, where segments run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_accuracy_loss: float = Field(default=0.02, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    codec: str = "int8-zstd"
+    measure: Literal["max_prob", "entropy", "margin"] = "max_prob"
+    placement: list[Tier] | None = None
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class NewPartition(BaseModel):
+    """Which training's model to cut."""
+
+    training: str = Field(max_length=40)
+    settings: PartitionSettings = PartitionSettings()
+
+
+class PartitionView(JobView):
+    """A partition; `bundle` is the digest of what came of it, once it is done."""
+
+    training: str
+    settings: dict[str, Any]
+    bundle: str | None
+
+
+@router.post("/partitions", status_code=202)
+def start_partition(service: ServiceDep, new: NewPartition) -> PartitionView:
+    """Cut the model of a training that is done.
+
+    404: no such training; 409: it is not done; 410: Kafka no longer holds its data; 422: the model cannot be cut.
+    """
+    if new.settings.codec not in CODECS:
+        raise PermanentError(f"codec {new.settings.codec[:40]!r} is unknown; known: {', '.join(CODECS)}")
+    training = job_views.find(service, trainings, "training", new.training)
+    if training["sha256"] is None:
+        raise HTTPException(409, f"training {new.training!r} is {training['state']}, not done")
+    cut = find_model(service, training["model"], training["version"])["check"].get("cut", {})
+    if not cut.get("ok"):
+        raise PermanentError(f"model {training['model']!r} cannot be cut: {cut.get('reason')}")
+    require_whole(service, training["stream_id"], training["announcement"])
+    settings = new.settings.model_dump()
+    spec = {
+        "model": {"file": INPUT},
+        "name": training["model"],
+        "version": training["version"],
+        "stream": training["announcement"],
+        "kafka": service.settings.kafka.model_dump(),
+        "settings": settings,
+        "provenance": {"training": new.training},
+    }
+    files = {INPUT: service.models.path(training["sha256"])}
+
+    def record(connection: Connection, job_id: str) -> None:
+        row = {"id": job_id, "training": new.training, "settings": settings}
+        connection.execute(insert(partitions).values(row))
+
+    return get_partition(service, service.runner.begin("partition", spec, files, record))
+
+
+def keep_partition(service: Service, job_id: str, folder: Path, _result: dict[str, Any]) -> Any:
+    """Store and sign the bundle that the job left (a `Keep`, see `cloud.jobs`)."""
+    partition = get_partition(service, job_id)
+    training = job_views.find(service, trainings, "training", partition.training)
+    with open_output(folder, f"bundle/{MANIFEST}") as file:
+        manifest = file.read(MAX_MANIFEST_BYTES + 1)
+    parsed = parse_manifest(manifest)
+    if (parsed.model, parsed.version) != (training["model"], training["version"]):
+        raise PermanentError(f"the bundle is of {parsed.model} {parsed.version}, which is not what was to be cut")
+    record = store_bundle(service, manifest, lambda digest: open_output(folder, f"bundle/{BLOBS}/{digest}"))
+
+    def write(connection: Connection) -> None:
+        digest = record(connection)
+        connection.execute(update(partitions).where(partitions.c.id == job_id).values(bundle=digest))
+
+    return write
+
+
+@router.get("/partitions")
+def list_partitions(service: ServiceDep) -> list[PartitionView]:
+    """The newest 1000 partitions, newest first."""
+    return [PartitionView(**row) for row in job_views.every(service, partitions)]
+
+
+@router.get("/partitions/{partition_id}")
+def get_partition(service: ServiceDep, partition_id: str) -> PartitionView:
+    """One partition: its state, progress, and the bundle that came of it."""
+    return PartitionView(**job_views.find(service, partitions, "partition", partition_id))
+
+
+@router.post("/partitions/{partition_id}/cancel")
+def cancel_partition(service: ServiceDep, partition_id: str) -> PartitionView:
+    """End a partition that waits or runs; one that has ended stays as it is."""
+    get_partition(service, partition_id)
+    service.runner.cancel(partition_id)
+    return get_partition(service, partition_id)
+
+
+@router.get("/partitions/{partition_id}/log", response_class=Response)
+def get_log(service: ServiceDep, partition_id: str) -> Response:
+    """What the job printed."""
+    get_partition(service, partition_id)
+    return job_views.log_of(service, partition_id)

@@ -1,0 +1,168 @@
+"""Rollouts: bring a bundle, at one of its operating points, to devices.
+
+The order of a rollout: the topics that its tensors will need are there; each device gets a revision above its last;
+the signed desired states are confirmed by Kafka; only then is the rollout on record. What fails before leaves nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, Literal
+
+from fastapi import APIRouter, HTTPException
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, insert, select, update
+
+from cloud.bundles import read_manifest
+from cloud.database import reading, writing
+from cloud.problems import missing
+from cloud.service import Service, ServiceDep
+from cloud.tables import device_states, devices, now_us, rollout_devices, rollouts
+from cloud.topics import ensure_fixed_topics, offload_topics
+from sluice.doors.kafka import KafkaWriter
+from sluice.wire import names
+from sluice.wire.names import Name, Sha256
+from sluice.wire.state import Desired, seal
+
+router = APIRouter(tags=["rollouts"])
+
+State = Literal["pending", "done", "failed", "superseded"]
+
+
+class NewRollout(BaseModel):
+    """Which bundle at which of its operating points, to which devices."""
+
+    bundle: Sha256
+    operating_point: Name = "default"
+    devices: list[Name] | Literal["all"] = Field(min_length=1)
+
+
+class RolloutDevice(BaseModel):
+    """How far one device is. `superseded`: a later rollout told it something else."""
+
+    device_id: str
+    revision: int
+    state: State
+    last_error: str | None
+
+
+class RolloutView(BaseModel):
+    """A rollout and all its devices."""
+
+    id: str
+    bundle: str
+    operating_point: str
+    created_at: int
+    devices: list[RolloutDevice]
+
+
+@router.post("/rollouts", status_code=201)
+def start_rollout(service: ServiceDep, new: NewRollout) -> RolloutView:
+    """Tell devices what to run. 404: no such bundle or device; 422: no such operating point; 503: Kafka is away."""
+    manifest = read_manifest(service, new.bundle)
+    manifest.operating_point(new.operating_point)
+    ensure_fixed_topics(service.settings, offload_topics(manifest))
+    rollout = f"rollout-{secrets.token_hex(6)}"
+    with writing(service.engine) as connection:
+        wanted = _revisions(connection, None if new.devices == "all" else list(dict.fromkeys(new.devices)))
+        states = [
+            Desired(
+                device_id=device,
+                revision=revision,
+                model=manifest.model,
+                bundle=new.bundle,
+                operating_point=new.operating_point,
+            )
+            for device, revision in wanted.items()
+        ]
+        _record(connection, rollout, new, states)
+        _publish(service, states)
+    return get_rollout(service, rollout)
+
+
+def _revisions(connection: Connection, chosen: list[str] | None) -> dict[str, int]:
+    """The next revision of each device, above its last and never below the time in ms (should the table be lost)."""
+    known = select(devices.c.device_id, devices.c.revision).order_by(devices.c.device_id).with_for_update()
+    if chosen is not None:
+        known = known.where(devices.c.device_id.in_(chosen))
+    last: dict[str, int] = dict(connection.execute(known).all())
+    for name in chosen or ():
+        if name not in last:
+            raise missing("device", name)
+    if not last:
+        raise HTTPException(404, "there are no devices: register one first")
+    now_ms = time.time_ns() // 1_000_000
+    return {name: max(revision + 1, now_ms) for name, revision in last.items()}
+
+
+def _record(connection: Connection, rollout: str, new: NewRollout, states: list[Desired]) -> None:
+    row = {
+        "id": rollout,
+        "bundle": new.bundle,
+        "operating_point": new.operating_point,
+        "created_at": now_us(),
+    }
+    connection.execute(insert(rollouts).values(row))
+    for state in states:
+        connection.execute(
+            insert(rollout_devices).values(rollout=rollout, device_id=state.device_id, revision=state.revision)
+        )
+        connection.execute(
+            update(devices)
+            .where(devices.c.device_id == state.device_id)
+            .values(revision=state.revision, desired=state.model_dump(), desired_at=now_us())
+        )
+
+
+def _publish(service: Service, states: list[Desired]) -> None:
+    """Write the signed states, confirmed; `TemporaryError` when Kafka does not confirm all of them in time."""
+    writer = KafkaWriter("cloud-desired", service.settings.kafka)
+    pairs = [(state.device_id, seal(service.key, state)) for state in states]
+    writer.write_all(names.DESIRED, pairs, service.settings.kafka_timeout_s)
+
+
+@router.get("/rollouts")
+def list_rollouts(service: ServiceDep) -> list[RolloutView]:
+    """The newest 100 rollouts, newest first."""
+    with reading(service.engine) as connection:
+        rows = connection.execute(select(rollouts).order_by(rollouts.c.created_at.desc()).limit(100)).mappings()
+        return [_view(connection, row) for row in rows.all()]
+
+
+@router.get("/rollouts/{rollout_id}")
+def get_rollout(service: ServiceDep, rollout_id: str) -> RolloutView:
+    """One rollout: which devices run what it brought, which do not yet, which could not and why."""
+    with reading(service.engine) as connection:
+        row = connection.execute(select(rollouts).where(rollouts.c.id == rollout_id)).mappings().first()
+        if row is None:
+            raise missing("rollout", rollout_id)
+        return _view(connection, row)
+
+
+def _view(connection: Connection, rollout: Any) -> RolloutView:
+    wanted = (
+        select(rollout_devices, devices.c.revision.label("newest"), device_states.c.reported)
+        .join(devices, devices.c.device_id == rollout_devices.c.device_id)
+        .outerjoin(device_states, device_states.c.device_id == rollout_devices.c.device_id)
+        .where(rollout_devices.c.rollout == rollout["id"])
+        .order_by(rollout_devices.c.device_id)
+    )
+    shown = []
+    for row in connection.execute(wanted).mappings():
+        reported = row["reported"] or {}
+        state = _state(rollout, row, reported)
+        last_error = reported.get("last_error") if state in ("failed", "pending") else None
+        shown.append(
+            RolloutDevice(device_id=row["device_id"], revision=row["revision"], state=state, last_error=last_error)
+        )
+    return RolloutView(**rollout, devices=shown)
+
+
+def _state(rollout: Any, row: Any, reported: dict[str, Any]) -> State:
+    if row["newest"] > row["revision"]:
+        return "superseded"
+    if reported.get("revision", 0) < row["revision"]:
+        return "pending"
+    wanted = (rollout["bundle"], rollout["operating_point"])
+    return "done" if (reported.get("bundle"), reported.get("operating_point")) == wanted else "failed"

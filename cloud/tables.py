@@ -1,0 +1,191 @@
+"""The tables, one line a column. The migrations make them; a test holds the two together.
+
+Times are UTC microseconds (`BigInteger`), digests hex, what has no fixed shape JSON. Each table is written by one
+process: `streams`, `device_states`, `predictions` and `reader_offsets` by the results writer, the rest by the service.
+"""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+Counter = BigInteger().with_variant(Integer, "sqlite")
+"""A number that the database gives: SQLite does that for INTEGER only (which holds 64 bits there)."""
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),  # sha256 of the token; the token itself is nowhere
+    Column("role", String(16), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("model", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),  # source or keras
+    Column("sha256", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("check", JSON, nullable=False),  # what the check job found: inputs, exits, cut, …
+    Column("created_at", BigInteger, nullable=False),
+)
+
+streams = Table(
+    "streams",
+    metadata,
+    Column("stream_id", String(63), primary_key=True),
+    Column("announcement", JSON, nullable=False),
+    Column("announced_at", BigInteger, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),  # queued, running, done, failed, cancelled
+    Column("progress", JSON),
+    Column("metrics", JSON, nullable=False),  # one entry an epoch
+    Column("reason", String),
+    Column("result", JSON),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("ended_at", BigInteger),
+)
+
+trainings = Table(
+    "trainings",
+    metadata,
+    Column("id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("model", String(63), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("stream_id", String(63), nullable=False),
+    Column("announcement", JSON, nullable=False),  # as it was when the training began
+    Column("settings", JSON, nullable=False),
+    Column("sha256", String(64)),  # of the trained model
+)
+
+partitions = Table(
+    "partitions",
+    metadata,
+    Column("id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("training", String(40), ForeignKey("trainings.id"), nullable=False),
+    Column("settings", JSON, nullable=False),
+    Column("bundle", String(64)),
+)
+
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("model", String(63), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("signature", String(128), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("device_id", String(63), primary_key=True),
+    Column("token", Integer, ForeignKey("tokens.id"), nullable=False),
+    Column("revision", BigInteger, nullable=False),  # the last that was given out; 0: none yet
+    Column("desired", JSON),
+    Column("desired_at", BigInteger),
+    Column("registered_at", BigInteger, nullable=False),
+)
+
+device_states = Table(
+    "device_states",
+    metadata,
+    Column("device_id", String(63), primary_key=True),
+    Column("reported", JSON),
+    Column("reported_at", BigInteger),
+    Column("status", String(16)),
+    Column("status_at", BigInteger),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("bundle", String(64), ForeignKey("bundles.digest"), nullable=False),
+    Column("operating_point", String(63), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+rollout_devices = Table(
+    "rollout_devices",
+    metadata,
+    Column("rollout", String(40), ForeignKey("rollouts.id"), primary_key=True),
+    Column("device_id", String(63), ForeignKey("devices.device_id"), primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+)
+
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("id", Counter, primary_key=True, autoincrement=True),  # rises in the order of arrival
+    Column("device_id", String(63), nullable=False),
+    Column("epoch", String(16), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("source_id", String(256)),
+    Column("model", String(63), nullable=False),
+    Column("bundle", String(64), nullable=False),
+    Column("operating_point", String(63), nullable=False),
+    Column("tier", String(8), nullable=False),
+    Column("exit", Integer, nullable=False),
+    Column("label", Integer, nullable=False),
+    Column("confidence", Float, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", String(16), nullable=False),
+    Column("captured_at", BigInteger, nullable=False),
+    Column("produced_at", BigInteger, nullable=False),
+    Column("compute_us", JSON, nullable=False),
+    Column("bytes_sent", BigInteger, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),  # by Kafka's clock
+    Column("records", Integer, nullable=False),  # predictions of this sample on the topic
+    Column("repeats", Integer, nullable=False),  # those among them that changed nothing
+    UniqueConstraint("device_id", "epoch", "seq"),
+    Index(None, "recorded_at"),
+)
+
+reader_offsets = Table(
+    "reader_offsets",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("next_offset", BigInteger, nullable=False),
+)
+
+
+def now_us() -> int:
+    """The time in UTC microseconds, for people; no decision hangs on it."""
+    return time.time_ns() // 1000

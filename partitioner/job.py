@@ -1,0 +1,156 @@
+"""The partitioner as a job: `check` looks at a model, `partition` makes a bundle from a trained one.
+
+The job file says what to do; events say how it goes (see `events`). The bundle goes to `bundle/` beside the job file,
+unsigned: the key stays with the control plane.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import keras
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from partitioner.cut import Cut, cut_at_exits
+from partitioner.events import Events, read_job
+from partitioner.exits import Anatomy, anatomy
+from partitioner.models import load_model
+from partitioner.partition import PartitionSettings, Source, partition
+from sluice.wire.errors import PermanentError
+from sluice.wire.state import Announcement
+
+BUNDLE = "bundle"
+"""Folder of the finished bundle in the job's folder."""
+
+
+class Job(BaseModel):
+    """Base of the jobs: strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CheckJob(Job):
+    """Can this model be built, and cut?"""
+
+    kind: Literal["check"]
+    model: dict[str, str]
+
+
+class PartitionProvenance(Job):
+    """Where the model came from."""
+
+    training: str | None = None
+
+
+class PartitionJob(Job):
+    """Make a bundle of a trained model, calibrated on the validation part of the stream."""
+
+    kind: Literal["partition"]
+    model: dict[str, str]
+    name: str
+    version: int = Field(ge=1)
+    stream: Announcement
+    kafka: dict[str, Any]
+    settings: PartitionSettings = PartitionSettings()
+    provenance: PartitionProvenance = PartitionProvenance()
+
+
+_JOBS: TypeAdapter[CheckJob | PartitionJob] = TypeAdapter(
+    Annotated[CheckJob | PartitionJob, Field(discriminator="kind")]
+)
+
+
+def work(folder: Path, events: Events) -> dict[str, Any]:
+    """Do the job in `folder`; the result as it is reported."""
+    job = read_job(folder, _JOBS)
+    if isinstance(job, CheckJob):
+        return check(load_model(job.model, folder))
+    return _partition(job, folder, events)
+
+
+def check(model: keras.Model) -> dict[str, Any]:
+    """What a model takes and gives, and how it would be cut; `cut.ok` is false, with the reason, if it cannot be."""
+    try:
+        found = anatomy(model)
+    except PermanentError as error:
+        return _uncut(model, error)
+    try:
+        cut = cut_at_exits(found)
+    except PermanentError as error:
+        return _seen(found, model) | {"cut": {"ok": False, "reason": str(error), "segments": []}}
+    return _seen(found, model) | {"cut": {"ok": True, "reason": None, "segments": _segments(cut)}}
+
+
+def _uncut(model: keras.Model, error: PermanentError) -> dict[str, Any]:
+    return {
+        "inputs": [],
+        "exits": [],
+        "classes": 0,
+        "parameters": model.count_params() if model.built else 0,
+        "macs": 0,
+        "cut": {"ok": False, "reason": str(error), "segments": []},
+    }
+
+
+def _seen(found: Anatomy, model: keras.Model) -> dict[str, Any]:
+    graph = found.graph
+    return {
+        "inputs": [
+            {"name": name, "dtype": str(graph.tensors[key].dtype), "shape": list(graph.shape(key))}
+            for name, key in found.inputs.items()
+        ],
+        "exits": [one.name for one in found.exits],
+        "classes": found.classes,
+        "parameters": model.count_params(),
+        "macs": sum(node.macs for node in graph.nodes),
+    }
+
+
+def _segments(cut: Cut) -> list[dict[str, Any]]:
+    return [
+        {
+            "exit": piece.exit,
+            "macs": piece.macs,
+            "crossing": [
+                {"name": tensor.name, "shape": list(tensor.shape), "bytes": tensor.nbytes("int8")}
+                for tensor in piece.crossing
+            ],
+        }
+        for piece in cut.pieces
+    ]
+
+
+def _partition(job: PartitionJob, folder: Path, events: Events) -> dict[str, Any]:
+    from sluice.doors.kafka import KafkaCluster
+    from sluice.streams.reader import load_stream, split_stream
+
+    model = load_model(job.model, folder)
+    events.progress("reading the stream", 0, job.stream.count)
+    cluster = KafkaCluster.model_validate(job.kafka)
+    x, y = load_stream(
+        cluster, job.stream, progress=lambda done, total: events.progress("reading the stream", done, total)
+    )
+    _, held_out = split_stream(job.stream, y, len(x))
+    if not len(held_out):
+        raise PermanentError(
+            f"stream {job.stream.stream_id!r} keeps nothing from training (validation rate "
+            f"{job.stream.validation_rate:g}): thresholds need samples that were not trained on"
+        )
+    labels = job.stream.config.get("labels")
+    source = Source(
+        model=job.name,
+        version=job.version,
+        labels=labels if isinstance(labels, list) and labels else None,
+        training=job.provenance.training,
+        slices=tuple(job.stream.slices),
+    )
+    return partition(
+        model,
+        x[held_out],
+        None if y is None else y[held_out],
+        folder / BUNDLE,
+        source,
+        job.settings,
+        progress=events.progress,
+    )

@@ -1,0 +1,199 @@
+"""The control plane from Python: `Client(url, token)`, one method a thing that one wants to do.
+
+What comes back is the service's JSON as it is (its shape stands in the service's OpenAPI at `/v1/docs`). All methods
+raise `PermanentError` with the service's own words when it refuses, `TemporaryError` when it is away or busy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sluice.doors.http import HttpDoor
+from sluice.wire.bundle import MANIFEST, open_bundle
+from sluice.wire.errors import PermanentError, TemporaryError
+
+Json = dict[str, Any]
+OnJob = Callable[[Json], None]
+
+POLL_S = 0.5
+CHECK_S = 90.0
+UPLOAD_S = 600.0
+ENDED = ("done", "failed", "cancelled")
+
+
+class Client:
+    """A client of the control plane at `url` with an admin `token`."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self._door = HttpDoor(url, token)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._door.close()
+
+    def add_model(self, name: str, source: str) -> Json:
+        """Hand in a model as Python source; `PermanentError` with the cause when it is broken."""
+        return self._json("POST", "/v1/models", {"name": name, "source": source}, timeout=CHECK_S)
+
+    def upload_model(self, name: str, file: Path) -> Json:
+        """Hand in a model as a `.keras` file; errors as in `add_model`."""
+        with file.open("rb") as content:
+            files = {"file": (file.name, content, "application/octet-stream")}
+            return self._json("POST", "/v1/models", data={"name": name}, files=files, timeout=UPLOAD_S)
+
+    def models(self) -> list[Json]:
+        """The newest version of every model."""
+        return self._list("/v1/models")
+
+    def streams(self) -> list[Json]:
+        """Announced data streams and what retention left of them."""
+        return self._list("/v1/streams")
+
+    def stream(self, stream_id: str, wait_s: float = 0.0) -> Json:
+        """One announced data stream; waits up to `wait_s` seconds for it to be known."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                return self._json("GET", f"/v1/streams/{stream_id}")
+            except PermanentError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(POLL_S)
+
+    def train(self, model: str, stream_id: str, version: int | None = None, **settings: Any) -> Json:
+        """Start a training; `settings`: epochs, batch, learning_rate, exit_weights, seed."""
+        body = {"model": model, "version": version, "stream_id": stream_id, "settings": settings}
+        return self._json("POST", "/v1/trainings", body)
+
+    def training(self, training_id: str) -> Json:
+        """A training: state, progress, metrics so far."""
+        return self._json("GET", f"/v1/trainings/{training_id}")
+
+    def trainings(self) -> list[Json]:
+        """The newest trainings."""
+        return self._list("/v1/trainings")
+
+    def cancel_training(self, training_id: str) -> Json:
+        """End a training."""
+        return self._json("POST", f"/v1/trainings/{training_id}/cancel")
+
+    def trained_model(self, training_id: str, limit: int = 2_000_000_000) -> bytes:
+        """The trained model as the bytes of a `.keras` file."""
+        return self._door.get_bytes(f"/v1/trainings/{training_id}/model", limit)
+
+    def partition(self, training_id: str, **settings: Any) -> Json:
+        """Start to cut a trained model; `settings`: max_accuracy_loss, confidence, codec, measure, placement, seed."""
+        return self._json("POST", "/v1/partitions", {"training": training_id, "settings": settings})
+
+    def partition_of(self, partition_id: str) -> Json:
+        """A partition: state, progress, the bundle that came of it."""
+        return self._json("GET", f"/v1/partitions/{partition_id}")
+
+    def wait_for_training(self, training_id: str, on_change: OnJob = lambda _job: None) -> Json:
+        """Wait until a training is done; `on_change` hears of it now and then. `PermanentError`: it failed."""
+        return self._wait(f"/v1/trainings/{training_id}", on_change)
+
+    def wait_for_partition(self, partition_id: str, on_change: OnJob = lambda _job: None) -> Json:
+        """Wait until a partition is done; as `wait_for_training`."""
+        return self._wait(f"/v1/partitions/{partition_id}", on_change)
+
+    def bundles(self) -> list[Json]:
+        """The newest bundles."""
+        return self._list("/v1/bundles")
+
+    def upload_bundle(self, folder: Path) -> Json:
+        """Bring a bundle that was made offline; the service signs it."""
+        bundle = open_bundle(folder)
+        blobs = {blob.sha256: blob for blob in bundle.manifest.blobs()}
+        files = [("manifest", (MANIFEST, (folder / MANIFEST).read_bytes()))]
+        files += [("blobs", (digest, bundle.read(blob))) for digest, blob in blobs.items()]
+        return self._json("POST", "/v1/bundles", files=files, timeout=UPLOAD_S)
+
+    def public_keys(self) -> list[str]:
+        """The keys that devices should trust."""
+        keys: list[str] = self._json("GET", "/v1/keys")["public_keys"]
+        return keys
+
+    def add_device(self, device_id: str) -> Json:
+        """Register a device; its `token` is shown only in this answer."""
+        return self._json("POST", "/v1/devices", {"device_id": device_id})
+
+    def devices(self) -> list[Json]:
+        """All registered devices: desired, reported, status."""
+        return self._list("/v1/devices")
+
+    def device(self, device_id: str) -> Json:
+        """One registered device."""
+        return self._json("GET", f"/v1/devices/{device_id}")
+
+    def roll_out(self, bundle: str, devices: Sequence[str] | str = "all", operating_point: str = "default") -> Json:
+        """Tell devices (a list of names, or `all`) to run a bundle at one of its operating points."""
+        wanted = devices if isinstance(devices, str) else list(devices)
+        body = {"bundle": bundle, "devices": wanted, "operating_point": operating_point}
+        return self._json("POST", "/v1/rollouts", body)
+
+    def rollout(self, rollout_id: str) -> Json:
+        """A rollout and how far each device is."""
+        return self._json("GET", f"/v1/rollouts/{rollout_id}")
+
+    def wait_for_rollout(self, rollout_id: str, timeout_s: float, on_change: OnJob = lambda _rollout: None) -> Json:
+        """Wait until no device is pending. `TemporaryError` when some still are after `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            rollout = self.rollout(rollout_id)
+            on_change(rollout)
+            pending = [d["device_id"] for d in rollout["devices"] if d["state"] == "pending"]
+            if not pending:
+                return rollout
+            if time.monotonic() >= deadline:
+                raise TemporaryError(f"after {timeout_s:g} s these devices have not answered: {', '.join(pending)}")
+            time.sleep(POLL_S)
+
+    def predictions(self, **filters: Any) -> Json:
+        """A page of predictions; `filters`: device, model, since (UTC µs), after, limit, newest."""
+        return self._json("GET", "/v1/predictions", params=_given(filters))
+
+    def every_prediction(self, **filters: Any) -> Iterator[Json]:
+        """All predictions that there are now, in the order of arrival."""
+        after = 0
+        while page := self.predictions(**filters, after=after, limit=1000)["predictions"]:
+            yield from page
+            after = page[-1]["id"]
+
+    def summary(self, **filters: Any) -> Json:
+        """Counts by tier, status, reason, model and device; `filters`: device, model, since."""
+        return self._json("GET", "/v1/predictions/summary", params=_given(filters))
+
+    def _wait(self, path: str, on_change: OnJob) -> Json:
+        while True:
+            job = self._json("GET", path)
+            on_change(job)
+            if job["state"] == "done":
+                return job
+            if job["state"] in ENDED:
+                raise PermanentError(f"{job['id']} {job['state']}: {job['reason']}")
+            time.sleep(POLL_S)
+
+    def _json(self, method: str, path: str, body: object | None = None, **options: Any) -> Json:
+        answer: Json = self._door.call(method, path, body, **options)
+        return answer
+
+    def _list(self, path: str) -> list[Json]:
+        answer: list[Json] = self._door.call("GET", path)
+        return answer
+
+
+def _given(filters: Json) -> Json:
+    return {name: value for name, value in filters.items() if value is not None}

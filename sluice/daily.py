@@ -1,0 +1,244 @@
+"""Daily commands over the REST API: `sluice train`, `rollout`, `devices`, `results`, `watch`.
+
+Where the service is and the token come from `--url` and `--token`, or from `SLUICE_URL` and `SLUICE_TOKEN`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sluice.wire.errors import PermanentError, TemporaryError
+
+if TYPE_CHECKING:
+    from sluice.client import Client
+
+Url = Annotated[str | None, typer.Option("--url", help="Where the control plane is; else SLUICE_URL.")]
+Token = Annotated[str | None, typer.Option("--token", help="An admin token; better in SLUICE_TOKEN.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+WATCH_S = 1.0
+ROLLOUT_S = 120.0
+
+
+def _client(url: str | None, token: str | None) -> Client:
+    from sluice.client import Client
+    from sluice.client_settings import ClientSettings
+    from sluice.daemon.settings import load
+
+    settings = load(ClientSettings, url=url, token=token)
+    return Client(settings.url, settings.token)
+
+
+def _show(title: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*title)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table)
+
+
+def _follow(
+    begin: str, wait: Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]], quiet: bool
+) -> dict[str, Any]:
+    """Wait for a job with a progress bar on standard error, or without one."""
+    if quiet:
+        return wait(lambda _job: None)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(begin, total=None)
+
+        def change(job: dict[str, Any]) -> None:
+            metrics, progress = job.get("metrics"), job.get("progress")
+            if metrics:
+                last = metrics[-1]
+                bar.update(task, description=begin, completed=last["epoch"], total=last["epochs"])
+            elif progress:
+                text = f"{begin}: {progress['what']}"
+                bar.update(task, description=text, completed=progress["done"], total=progress["total"])
+
+        return wait(change)
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    stream: Annotated[str, typer.Argument(help="Id of the data stream.")],
+    source: Annotated[
+        Path | None, typer.Option(help="Hand this in first: Python source (.py) or a .keras file.", exists=True)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    cut: Annotated[bool, typer.Option(help="Cut the trained model into a bundle as well.")] = True,
+    max_accuracy_loss: Annotated[
+        float | None, typer.Option(help="Share of answers that may differ from the full model's.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Train a model on a data stream, and cut it into a bundle that `sluice rollout` can bring to devices."""
+    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    settings = {name: value for name, value in given.items() if value is not None}
+    wanted = {} if max_accuracy_loss is None else {"max_accuracy_loss": max_accuracy_loss}
+    with _client(url, token) as client:
+        if source is not None and source.suffix == ".keras":
+            client.upload_model(model, source)
+        elif source is not None:
+            client.add_model(model, source.read_text())
+        started = client.train(model, stream, **settings)["id"]
+        done = _follow("training", lambda change: client.wait_for_training(started, change), as_json)
+        result: dict[str, Any] = {"training": done["id"], "metrics": done["result"].get("metrics", {})}
+        if cut:
+            begun = client.partition(started, **wanted)["id"]
+            cut_done = _follow("partition", lambda change: client.wait_for_partition(begun, change), as_json)
+            result |= {"partition": begun, "bundle": cut_done["bundle"]}
+    if as_json:
+        print(json.dumps(result))
+        return
+    _show(("exit", "metrics"), [(name, _numbers(values)) for name, values in result["metrics"].items()])
+    print(f"training {result['training']}" + (f"\nbundle {result['bundle']}" if cut else ""))
+
+
+def _numbers(values: Any) -> str:
+    if not isinstance(values, dict):
+        return str(values)
+    return "  ".join(f"{name} {number:.4g}" for name, number in values.items() if isinstance(number, int | float))
+
+
+def rollout(
+    bundle: Annotated[str, typer.Argument(help="Digest of the bundle.")],
+    device: Annotated[list[str] | None, typer.Option(help="To this device; may be repeated. Default: all.")] = None,
+    operating_point: Annotated[str, typer.Option(help="One that the bundle lists.")] = "default",
+    wait: Annotated[bool, typer.Option(help="Wait until all devices have answered.")] = True,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait in seconds.")] = ROLLOUT_S,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Bring a bundle to devices, or move them to another of its operating points."""
+    with _client(url, token) as client:
+        begun = client.roll_out(bundle, device or "all", operating_point)
+        if wait:
+            begun = client.wait_for_rollout(begun["id"], timeout_s)
+    if as_json:
+        print(json.dumps(begun))
+    else:
+        rows = [(d["device_id"], d["revision"], d["state"], d["last_error"]) for d in begun["devices"]]
+        _show(("device", "revision", "state", "error"), rows)
+    failed = [d["device_id"] for d in begun["devices"] if d["state"] == "failed"]
+    if failed:
+        raise PermanentError(f"these devices could not do it: {', '.join(failed)}")
+
+
+devices = typer.Typer(help="Show the devices, or register one.")
+
+
+@devices.callback(invoke_without_command=True)
+def list_devices(context: typer.Context, as_json: AsJson = False, url: Url = None, token: Token = None) -> None:
+    """Show the devices: whether they are there, what they run, what went wrong last."""
+    if context.invoked_subcommand is not None:
+        return
+    with _client(url, token) as client:
+        found = client.devices()
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = []
+    for device in found:
+        reported = device["reported"] or {}
+        bundle = (reported.get("bundle") or "")[:12]
+        point, error = reported.get("operating_point"), reported.get("last_error")
+        rows.append((device["device_id"], device["status"], reported.get("model"), bundle, point, error))
+    _show(("device", "status", "model", "bundle", "operating point", "last error"), rows)
+
+
+@devices.command("add")
+def add_device(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    out: Annotated[Path | None, typer.Option(help="Write the device's settings here (TOML).")] = None,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Register a device, and write what it has to know of us: its name, its token, the keys that it shall trust."""
+    if out is not None and out.exists():
+        raise PermanentError(f"{out} is there already: name another file")
+    with _client(url, token) as client:
+        made = client.add_device(name)
+    keys = ", ".join(json.dumps(key) for key in made["public_keys"])
+    text = f'device_id = "{made["device_id"]}"\ntoken = "{made["token"]}"\npublic_keys = [{keys}]\n'
+    if out is None:
+        print(text, end="")
+        return
+    out.touch(mode=0o600)
+    out.write_text(text)
+    print(f"settings of {name} are in {out}")
+
+
+def results(
+    device: Annotated[str | None, typer.Option(help="Of this device only.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model only.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """How many samples were answered, by tier, status, reason, model and device."""
+    with _client(url, token) as client:
+        found = client.summary(device=device, model=model)
+    if as_json:
+        print(json.dumps(found))
+        return
+    total = found["total"]
+    rows: list[tuple[Any, ...]] = [("all", "", total, "")]
+    for by in ("tier", "status", "reason", "model", "device"):
+        rows += [(by, name, count, f"{count / total:.1%}") for name, count in found[f"by_{by}"].items()]
+    _show(("by", "", "samples", "share"), rows)
+    print(f"{found['records']} predictions on the topic, {found['repeats']} of them repeats")
+
+
+def watch(
+    device: Annotated[str | None, typer.Option(help="Of this device only.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model only.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Show predictions as they come, until Ctrl-C."""
+    from datetime import UTC, datetime
+
+    with _client(url, token) as client:
+        newest = client.predictions(device=device, model=model, limit=1, newest=True)
+        after, away = newest["next"], False
+        try:
+            while True:
+                try:
+                    page = client.predictions(device=device, model=model, after=after, limit=1000)
+                except TemporaryError as error:
+                    if not away:
+                        typer.echo(f"{error}; trying again", err=True)
+                    away = True
+                    time.sleep(WATCH_S)
+                    continue
+                after, away = page["next"], False
+                for row in page["predictions"]:
+                    if as_json:
+                        print(json.dumps(row), flush=True)
+                        continue
+                    at = datetime.fromtimestamp(row["recorded_at"] / 1e6, UTC).strftime("%H:%M:%S")
+                    sample = f"{row['device_id']} {row['seq']}"
+                    answer = f"{row['label']} ({row['confidence']:.2f})"
+                    print(f"{at}  {sample}  {row['tier']}  {answer}  {row['status']} {row['reason']}", flush=True)
+                if not page["predictions"]:
+                    time.sleep(WATCH_S)
+        except KeyboardInterrupt:
+            return

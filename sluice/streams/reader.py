@@ -1,0 +1,152 @@
+"""Reading slices of data streams again, exactly, in batches, the same each time.
+
+A slice is read by its offsets, without a consumer group. Not every offset holds a record (transactions leave markers,
+compaction leaves gaps), so the end of a slice is a position, not a count; what Kafka no longer has is an error that
+says what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sluice.doors.kafka import KafkaCluster, KafkaReader, Record, TopicPartition
+from sluice.streams.formats import decode
+from sluice.streams.samples import Array, Labels, parse_config
+from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.slices import Slice, parse_slice
+from sluice.wire.state import Announcement
+
+BATCH = 1000
+"""Records in one batch, at most."""
+STALLED_S = 30.0
+"""How long Kafka may give nothing before reading is given up."""
+
+Progress = Callable[[int, int], None]
+"""Called with records read and records to read."""
+
+
+def read_slices(
+    cluster: KafkaCluster, slices: Sequence[Slice], *, batch: int = BATCH, stalled_s: float = STALLED_S
+) -> Iterator[list[Record]]:
+    """The records of `slices`, slice by slice in the order given, in lists of up to `batch`.
+
+    Raises `PermanentError` naming the slice that is not whole in Kafka and what is left of it, `TemporaryError` when
+    Kafka gives nothing for `stalled_s` seconds.
+    """
+    ends: dict[TopicPartition, int] = {}
+    reader = KafkaReader("slices", cluster, "sluice-slices", on_end=ends.__setitem__)
+    try:
+        for piece in slices:
+            check_slice(reader, piece, stalled_s)
+        for piece in slices:
+            yield from _read(reader, piece, ends, batch, stalled_s)
+    finally:
+        reader.close()
+
+
+def check_slice(reader: KafkaReader, piece: Slice, timeout_s: float = STALLED_S) -> None:
+    """Raise `PermanentError` if a part of the slice is no longer, or was never, in Kafka (open transactions count as
+    not there)."""
+    try:
+        low, high = reader.watermarks((piece.topic, piece.partition), timeout_s)
+    except PermanentError as error:
+        raise PermanentError(f"slice {piece} is not in Kafka: {error}") from error
+    if low > piece.offset:
+        left = max(0, piece.end - low)
+        raise PermanentError(
+            f"slice {piece} is no longer in Kafka: retention left {left} of {piece.length} records "
+            f"(offsets from {low} on)"
+        )
+    if high < piece.end:
+        raise PermanentError(f"slice {piece} goes beyond {high}, where what is committed to its topic partition ends")
+
+
+def _read(
+    reader: KafkaReader, piece: Slice, ends: dict[TopicPartition, int], batch: int, stalled_s: float
+) -> Iterator[list[Record]]:
+    where = (piece.topic, piece.partition)
+    ends.pop(where, None)
+    reader.assign({where: piece.offset})
+    position = piece.offset
+    patience = time.monotonic() + stalled_s
+    while position < piece.end:
+        records = reader.read(batch, 0.2)
+        inside = [r for r in records if (r.topic, r.partition) == where and piece.offset <= r.offset < piece.end]
+        if inside:
+            yield inside
+        reached = max(ends.get(where, 0), *(r.offset + 1 for r in records), 0)
+        if reached > position:
+            position = reached
+            patience = time.monotonic() + stalled_s
+        elif time.monotonic() > patience:
+            raise TemporaryError(f"slice {piece}: Kafka gave nothing for {stalled_s:g} s at offset {position}")
+
+
+def load_stream(
+    cluster: KafkaCluster,
+    announcement: Announcement,
+    *,
+    batch: int = BATCH,
+    progress: Progress | None = None,
+) -> tuple[Array, Labels | None]:
+    """All samples of an announced stream: x (n, *shape) uint8 or float32, y (n,) int64 or None without labels.
+
+    Raises as `read_slices` and `sluice.streams.formats.decode`; `PermanentError` too when fewer records are left than
+    were announced.
+    """
+    config = parse_config(announcement.config)
+    slices = [parse_slice(text) for text in announcement.slices]
+    xs: list[Array] = []
+    ys: list[Labels | None] = []
+    done = 0
+    for records in read_slices(cluster, slices, batch=batch):
+        x, y = decode(announcement.format, records, config)
+        xs.append(x)
+        ys.append(y)
+        done += len(records)
+        if progress is not None:
+            progress(done, announcement.count)
+    if done != announcement.count or not done:
+        raise PermanentError(
+            f"stream {announcement.stream_id!r} has {done} records where {announcement.count} were announced"
+        )
+    labelled = [y for y in ys if y is not None]
+    if labelled and len(labelled) < len(ys):
+        raise PermanentError(f"stream {announcement.stream_id!r}: some records have a label, others have none")
+    return np.concatenate(xs), np.concatenate(labelled) if labelled else None
+
+
+def split_validation(
+    y: NDArray[Any] | None, rate: float, seed: int, n: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(train, validation) indices, each rising: the share `rate` of every class of `y` (n,) goes to validation.
+
+    The same for the same labels, rate and seed, on every machine. Without labels, `n` samples are split as one class.
+    A class of which the share is less than half a sample stays with training.
+    """
+    classes = np.zeros(n or 0, np.int64) if y is None else np.asarray(y)
+    random = np.random.Generator(np.random.PCG64(seed))
+    chosen = [np.empty(0, np.int64)]
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        # drawn as numbers and sorted: NumPy promises streams of random(), not of shuffle()
+        order = np.argsort(random.random(len(members)), kind="stable")
+        chosen.append(members[order[: round(len(members) * rate)]])
+    validation = np.sort(np.concatenate(chosen))
+    train = np.setdiff1d(np.arange(len(classes)), validation)
+    return train, validation
+
+
+def split_stream(
+    announcement: Announcement, y: NDArray[Any] | None, n: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`split_validation` of an announced stream of `n` samples, always the same: training and calibration must agree
+    on it, whatever their own seeds are, or a model would be certified on what it was trained on."""
+    seed = int.from_bytes(hashlib.sha256(announcement.stream_id.encode()).digest()[:8], "big")
+    return split_validation(y, announcement.validation_rate, seed, n)

@@ -1,0 +1,393 @@
+"""The REST service over HTTP: the thread from a model to a rollout, who may do what, and what it says to bad input.
+
+Kafka is the embedded one here; jobs are small programs that keep the contract of the real ones.
+"""
+
+import json
+import runpy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import func, insert, select
+from typer.testing import CliRunner
+
+from cloud.database import reading, writing
+from cloud.settings import CloudSettings
+from cloud.tables import bundles, device_states, devices, jobs, model_versions, rollouts, streams
+from sluice import daily
+from sluice.doors.http import HttpDoor
+from sluice.doors.kafka import EmbeddedKafka, KafkaCluster, KafkaReader, KafkaWriter
+from sluice.wire import names
+from sluice.wire.errors import PermanentError
+from sluice.wire.state import unseal
+from tests.integration.cloud_support import Running, bundle_files, manifest_of, running, sha256
+
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[EmbeddedKafka]:
+    yield EmbeddedKafka()
+
+
+@pytest.fixture
+def cloud(embedded: EmbeddedKafka, tmp_path: Path) -> Iterator[Running]:
+    kafka = KafkaCluster(bootstrap=embedded.bootstrap)
+    settings = CloudSettings(data=tmp_path / "data", port=0, kafka=kafka, upload_mb=2)
+    with running(settings, tmp_path) as service:
+        yield service
+
+
+@pytest.fixture
+def cut_off(tmp_path: Path) -> Iterator[Running]:
+    """A service whose Kafka is not there."""
+    kafka = KafkaCluster(bootstrap=NOWHERE)
+    settings = CloudSettings(data=tmp_path / "data", port=0, kafka=kafka, kafka_timeout_s=0.5)
+    with running(settings, tmp_path) as service:
+        yield service
+
+
+def announce(cloud: Running, stream_id: str, slices: list[str]) -> None:
+    """What the results writer does with an announcement."""
+    announcement = {
+        "stream_id": stream_id,
+        "slices": slices,
+        "format": "avro",
+        "config": {},
+        "validation_rate": 0.2,
+        "count": 1,
+        "deployment": None,
+    }
+    row = {"stream_id": stream_id, "announcement": announcement, "announced_at": 1}
+    with writing(cloud.service.engine) as connection:
+        connection.execute(insert(streams).values(row))
+
+
+def data_stream(cloud: Running, topic: str, count: int = 3) -> str:
+    """A stream of `count` records in one topic partition; returns its id."""
+    writer = KafkaWriter("test", cloud.service.settings.kafka)
+    for _ in range(count):
+        writer.write(topic, b"x", partition=0)
+    assert writer.flush(10) == 0
+    announce(cloud, topic, [f"{topic}:0:0:{count}"])
+    return topic
+
+
+def make_bundle(folder: Path, programs: Path, **options: Any) -> Path:
+    runpy.run_path(str(programs / "bundle_maker.py"))["make_bundle"](folder, "digits", 1, **options)
+    return folder
+
+
+def a_bundle(cloud: Running, tmp_path: Path) -> str:
+    folder = make_bundle(tmp_path / "bundle", tmp_path / "programs")
+    digest: str = cloud.http.post("/v1/bundles", files=bundle_files(folder)).json()["digest"]
+    return digest
+
+
+def desired_of(cloud: Running, device: str, count: int) -> list[bytes]:
+    """The first `count` desired states that Kafka has for `device`."""
+    reader = KafkaReader("test", cloud.service.settings.kafka, "test")
+    reader.assign_all(names.DESIRED)
+    found: list[bytes] = []
+    deadline = time.monotonic() + 20
+    while len(found) < count:
+        assert time.monotonic() < deadline
+        found += [r.value for r in reader.read(100, 0.2) if r.key == device.encode()]
+    reader.close()
+    return found
+
+
+def rows(cloud: Running, table: Any) -> int:
+    with reading(cloud.service.engine) as connection:
+        return int(connection.execute(select(func.count()).select_from(table)).scalar_one())
+
+
+def test_from_a_model_to_a_rollout(cloud: Running, unique: str, tmp_path: Path) -> None:
+    client = cloud.client
+    stream = data_stream(cloud, f"data-{unique}")
+    assert client.stream(stream)["left"] == "whole"
+    model = client.add_model("digits", "good")
+    assert (model["name"], model["version"], model["check"]["cut"]["ok"]) == ("digits", 1, True)
+
+    training = client.train("digits", stream, epochs=3)
+    assert training["settings"]["epochs"] == 3
+    seen: list[dict[str, Any]] = []
+    done = client.wait_for_training(training["id"], seen.append)
+    assert [entry["epoch"] for entry in done["metrics"]] == [1, 2, 3]
+    assert done["result"]["metrics"] == {"final": {"accuracy": 0.9}}
+    assert client.trained_model(training["id"]) == b"trained good"
+    assert done["sha256"] == sha256(b"trained good")
+
+    partition = client.wait_for_partition(client.partition(training["id"], codec="zstd")["id"])
+    digest = partition["bundle"]
+    assert [b["digest"] for b in client.bundles()] == [digest]
+    device = client.add_device("pi-1")
+    door = HttpDoor(cloud.url, device["token"])
+    manifest = door.fetch_bundle(digest, tmp_path / "fetched", device["public_keys"], lambda _manifest: None)
+    door.close()
+    assert (manifest.model, manifest.version) == ("digits", 1)
+    assert device["public_keys"] == client.public_keys()
+
+    rollout = client.roll_out(digest, ["pi-1"])
+    state = unseal(desired_of(cloud, "pi-1", 1)[0], "pi-1", device["public_keys"])
+    assert (state.bundle, state.operating_point, state.model) == (digest, "default", "digits")
+    assert rollout["devices"] == [
+        {"device_id": "pi-1", "revision": state.revision, "state": "pending", "last_error": None}
+    ]
+    assert client.device("pi-1")["desired"] == state.model_dump()
+
+
+def test_models_have_versions_and_the_same_is_no_new_one(cloud: Running) -> None:
+    first = cloud.post("/v1/models", {"name": "m", "source": "one"})
+    again = cloud.post("/v1/models", {"name": "m", "source": "one"})
+    other = cloud.post("/v1/models", {"name": "m", "source": "two"})
+    assert [answer.status_code for answer in (first, again, other)] == [201, 200, 201]
+    assert [answer.json()["version"] for answer in (first, again, other)] == [1, 1, 2]
+    assert [version["version"] for version in cloud.http.get("/v1/models/m").json()] == [2, 1]
+    assert [model["version"] for model in cloud.client.models()] == [2]
+    assert cloud.http.get("/v1/models/m/1").json()["version"] == 1
+
+
+def test_a_keras_file_is_a_model(cloud: Running, tmp_path: Path) -> None:
+    file = tmp_path / "net.keras"
+    file.write_bytes(b"PK weights")
+    assert cloud.client.upload_model("net", file)["kind"] == "keras"
+    file.write_bytes(b"broken")
+    with pytest.raises(PermanentError, match="NameError"):
+        cloud.client.upload_model("net", file)
+
+
+def test_a_broken_model_is_refused_with_its_cause_and_nothing_is_kept(cloud: Running) -> None:
+    detail = cloud.problem(cloud.post("/v1/models", {"name": "bad", "source": "broken"}), 422)
+    assert detail == "model source, line 1: NameError: name 'broken' is not defined"
+    assert rows(cloud, model_versions) == rows(cloud, jobs) == 0
+    assert list(cloud.service.models.folder.iterdir()) == list(cloud.service.runner.folder.iterdir()) == []
+
+
+def test_a_training_needs_a_model_and_a_stream_that_is_still_there(cloud: Running, unique: str) -> None:
+    stream = data_stream(cloud, f"data-{unique}")
+    announce(cloud, "lost", [f"data-{unique}:0:0:3", f"data-{unique}:0:3:9"])
+    cloud.client.add_model("m", "good")
+
+    def start(model: str, stream: str) -> httpx.Response:
+        return cloud.post("/v1/trainings", {"model": model, "stream_id": stream})
+
+    assert "'nothing'" in cloud.problem(start("nothing", stream), 404)
+    assert "'nowhere'" in cloud.problem(start("m", "nowhere"), 404)
+    assert f"data-{unique}:0:3:9" in cloud.problem(start("m", "lost"), 410)
+    assert cloud.client.stream("lost")["left"] == "gone"
+    assert [part["left"] for part in cloud.client.stream("lost")["slices"]] == ["whole", "gone"]
+    newer = {"model": "m", "version": 7, "stream_id": stream}
+    assert "version 7" in cloud.problem(cloud.post("/v1/trainings", newer), 404)
+    unknown = {"model": "m", "stream_id": stream, "settings": {"epoch": 3}}
+    assert "settings.epoch" in cloud.problem(cloud.post("/v1/trainings", unknown), 422)
+    assert rows(cloud, jobs) == 0
+
+
+def test_a_partition_needs_a_trained_model_that_can_be_cut(cloud: Running, unique: str) -> None:
+    stream = data_stream(cloud, f"data-{unique}")
+    for name, source in (("whole", "uncut"), ("slow", "slow"), ("odd", "damaged")):
+        cloud.client.add_model(name, source)
+
+    def cut(training: str, **settings: Any) -> httpx.Response:
+        return cloud.post("/v1/partitions", {"training": training, "settings": settings})
+
+    assert "'training-0'" in cloud.problem(cut("training-0"), 404)
+    uncut = cloud.client.train("whole", stream)["id"]
+    cloud.client.wait_for_training(uncut)
+    assert "a skip connection crosses every cut" in cloud.problem(cut(uncut), 422)
+    slow = cloud.client.train("slow", stream)["id"]
+    cloud.problem(cut(slow), 409)
+    cloud.client.cancel_training(slow)
+    with pytest.raises(PermanentError, match="cancelled"):
+        cloud.client.wait_for_training(slow)
+    odd = cloud.client.train("odd", stream)["id"]
+    cloud.client.wait_for_training(odd)
+    assert "unknown" in cloud.problem(cut(odd, codec="zip"), 422)
+    with pytest.raises(PermanentError, match=r"content (is over the limit|has digest)"):
+        cloud.client.wait_for_partition(cut(odd).json()["id"])
+    assert rows(cloud, bundles) == 0
+    log = cloud.http.get(f"/v1/trainings/{odd}/log")
+    assert (log.status_code, log.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+
+
+def test_a_bundle_made_offline_is_checked_and_signed(cloud: Running, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle", tmp_path / "programs")
+    files = bundle_files(folder)
+    assert "is missing" in cloud.problem(cloud.http.post("/v1/bundles", files=files[:-1]), 422)
+    bad = [*files[:-1], ("blobs", (files[-1][1][0], b"other"))]
+    assert "content" in cloud.problem(cloud.http.post("/v1/bundles", files=bad), 422)
+    manifest = manifest_of(folder) | {"format": 2}
+    odd = [("manifest", ("manifest.json", json.dumps(manifest).encode())), *files[1:]]
+    assert "format" in cloud.problem(cloud.http.post("/v1/bundles", files=odd), 422)
+    assert "send the files" in cloud.problem(cloud.http.post("/v1/bundles"), 422)
+    assert rows(cloud, bundles) == 0
+    added = cloud.client.upload_bundle(folder)
+    assert added["operating_points"] == ["default", "all-fog"]
+    assert cloud.client.upload_bundle(folder) == added
+    raw = cloud.http.get(f"/v1/bundles/{added['digest']}/manifest").content
+    assert raw == (folder / "manifest.json").read_bytes()
+
+
+def test_rollouts_rise_in_revision_and_show_how_far_devices_are(cloud: Running, tmp_path: Path) -> None:
+    digest = a_bundle(cloud, tmp_path)
+    for name in ("pi-1", "pi-2", "pi-3"):
+        cloud.client.add_device(name)
+    first = cloud.client.roll_out(digest)
+    second = cloud.client.roll_out(digest, ["pi-1", "pi-2", "pi-2"], "all-fog")
+    before = {device["device_id"]: device["revision"] for device in first["devices"]}
+    assert [device["device_id"] for device in second["devices"]] == ["pi-1", "pi-2"]
+    assert all(device["revision"] > before[device["device_id"]] for device in second["devices"])
+    revision = second["devices"][0]["revision"]
+    reported = {"revision": revision, "bundle": digest, "operating_point": "all-fog", "last_error": None}
+    failed = {"revision": revision, "bundle": None, "operating_point": None, "last_error": "golden samples fail"}
+    with writing(cloud.service.engine) as connection:
+        for name, state in (("pi-1", reported), ("pi-2", failed)):
+            row = {"device_id": name, "reported": state, "reported_at": 1, "status": "online", "status_at": 1}
+            connection.execute(insert(device_states).values(row))
+    states = {d["device_id"]: (d["state"], d["last_error"]) for d in cloud.client.rollout(second["id"])["devices"]}
+    assert states == {"pi-1": ("done", None), "pi-2": ("failed", "golden samples fail")}
+    states = {d["device_id"]: (d["state"], d["last_error"]) for d in cloud.client.rollout(first["id"])["devices"]}
+    assert states == {"pi-1": ("superseded", None), "pi-2": ("superseded", None), "pi-3": ("pending", None)}
+    reader = KafkaReader("test", cloud.service.settings.kafka, "test")
+    topics = reader.topic_names()
+    reader.close()
+    assert {"sluice.offload.cloud.digits", "sluice.offload.fog.digits", names.DESIRED} <= topics
+
+
+def test_a_rollout_that_cannot_be_leaves_nothing(cloud: Running, tmp_path: Path) -> None:
+    digest = a_bundle(cloud, tmp_path)
+
+    def roll_out(**body: Any) -> httpx.Response:
+        return cloud.post("/v1/rollouts", {"bundle": digest, **body})
+
+    assert "register one first" in cloud.problem(roll_out(devices="all"), 404)
+    cloud.client.add_device("pi-1")
+    assert "'pi-9'" in cloud.problem(roll_out(devices=["pi-1", "pi-9"]), 404)
+    assert "operating point 'fast'" in cloud.problem(roll_out(devices="all", operating_point="fast"), 422)
+    assert "no bundle" in cloud.problem(roll_out(devices="all", bundle="0" * 64), 404)
+    cloud.problem(roll_out(devices="some"), 422)
+    cloud.problem(roll_out(devices=[]), 422)
+    assert rows(cloud, rollouts) == 0
+    assert cloud.client.device("pi-1")["revision"] == 0
+
+
+def test_without_kafka_nothing_is_recorded(cut_off: Running, tmp_path: Path) -> None:
+    digest = a_bundle(cut_off, tmp_path)
+    cut_off.client.add_device("pi-1")
+    answer = cut_off.post("/v1/rollouts", {"bundle": digest, "devices": "all"})
+    cut_off.problem(answer, 503)
+    assert int(answer.headers["retry-after"]) >= 1
+    assert rows(cut_off, rollouts) == 0
+    assert cut_off.client.device("pi-1")["desired"] is None
+    announce(cut_off, "s", ["t:0:0:1"])
+    assert cut_off.client.stream("s")["left"] == "unknown"
+    cut_off.client.add_model("m", "good")
+    cut_off.problem(cut_off.post("/v1/trainings", {"model": "m", "stream_id": "s"}), 503)
+    assert rows(cut_off, jobs) == 0
+
+
+def test_devices_are_registered_once_with_a_proper_name(cloud: Running) -> None:
+    assert set(cloud.client.add_device("pi-1")) == {"device_id", "token", "public_keys"}
+    cloud.problem(cloud.post("/v1/devices", {"device_id": "pi-1"}), 409)
+    for name in ("Pi", "../x", "a/b", "#", "", "x" * 64, "pi 1"):
+        assert "device_id" in cloud.problem(cloud.post("/v1/devices", {"device_id": name}), 422)
+    assert rows(cloud, devices) == 1
+    assert [device["status"] for device in cloud.client.devices()] == ["unknown"]
+
+
+def test_who_may_do_what(cloud: Running, tmp_path: Path) -> None:
+    digest = a_bundle(cloud, tmp_path)
+    blob = next((tmp_path / "bundle" / "blobs").iterdir()).name
+    device = {"Authorization": f"Bearer {cloud.client.add_device('pi-1')['token']}"}
+    fetch = [f"/v1/bundles/{digest}", f"/v1/bundles/{digest}/manifest", f"/v1/bundles/{digest}/signature"]
+    fetch.append(f"/v1/blobs/{blob}")
+    admin_only = ["/v1/bundles", "/v1/models", "/v1/streams", "/v1/trainings", "/v1/partitions", "/v1/devices"]
+    admin_only += ["/v1/rollouts", "/v1/predictions", "/v1/predictions/summary"]
+    with httpx.Client(base_url=cloud.url) as nobody:
+        for path in ("/v1/health", "/v1/keys"):
+            assert nobody.get(path).status_code == 200
+        for path in (*fetch, *admin_only):
+            answer = nobody.get(path)
+            assert answer.headers["www-authenticate"] == "Bearer"
+            cloud.problem(answer, 401)
+            cloud.problem(nobody.get(path, headers={"Authorization": "Bearer sluice_guess"}), 401)
+        for path in fetch:
+            assert nobody.get(path, headers=device).status_code == 200
+        for path in admin_only:
+            cloud.problem(nobody.get(path, headers=device), 403)
+        for path in ("/v1/bundles", "/v1/models", "/v1/devices", "/v1/rollouts", "/v1/trainings"):
+            cloud.problem(nobody.post(path, headers=device, json={}), 403)
+    for path in (*fetch, *admin_only):
+        assert cloud.http.get(path).status_code == 200
+
+
+def test_every_error_is_a_problem_document(cloud: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud.problem(cloud.http.get("/nowhere"), 404)
+    cloud.problem(cloud.http.delete("/v1/health"), 405)
+    cloud.problem(cloud.http.get("/v1/models/none"), 404)
+    cloud.problem(cloud.http.get("/v1/trainings/none"), 404)
+    cloud.problem(cloud.http.get("/v1/blobs/..%2f..%2fkeys%2fsigning.pem"), 404)
+    cloud.problem(cloud.http.get("/v1/blobs/" + "A" * 64), 422)
+    cloud.problem(cloud.http.get("/v1/blobs/" + "a" * 64), 404)
+    cloud.problem(cloud.http.get("/v1/predictions?limit=0"), 422)
+    cloud.problem(cloud.http.post("/v1/devices", content=b"{", headers={"content-type": "application/json"}), 422)
+    cloud.problem(cloud.http.post("/v1/models", content=b"{"), 422)
+    cloud.problem(cloud.http.post("/v1/models", data={"name": "x"}, files={"other": b"x"}), 422)
+    cloud.problem(cloud.http.post("/v1/models", data={"name": "Not A Name"}, files={"file": b"x"}), 422)
+    cloud.problem(cloud.http.post("/v1/devices", content=b"x" * 1_000_001), 413)
+    cloud.problem(cloud.http.post("/v1/devices", content=iter([b"x" * 600_000] * 2)), 413)
+    cloud.problem(cloud.post("/v1/models", {"name": "m", "source": "x" * 2_000_000}), 413)
+    monkeypatch.setattr("cloud.routes.devices._view", lambda _row: 1 / 0)
+    cloud.client.add_device("pi-1")
+    detail = cloud.problem(cloud.http.get("/v1/devices"), 500)
+    assert "ZeroDivision" not in detail
+
+
+def test_the_interface_describes_itself(cloud: Running) -> None:
+    described = cloud.http.get("/v1/openapi.json").json()
+    assert "/v1/rollouts/{rollout_id}" in described["paths"]
+    assert "multipart/form-data" in described["paths"]["/v1/models"]["post"]["requestBody"]["content"]
+
+
+def daily_command(cloud: Running, monkeypatch: pytest.MonkeyPatch, command: Any, *arguments: str) -> str:
+    import typer
+
+    app = command
+    if not isinstance(command, typer.Typer):
+        app = typer.Typer()
+        app.command()(command)
+    monkeypatch.setenv("SLUICE_URL", cloud.url)
+    monkeypatch.setenv("SLUICE_TOKEN", cloud.http.headers["authorization"].removeprefix("Bearer "))
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_daily_commands(cloud: Running, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = data_stream(cloud, f"data-{unique}")
+    source = tmp_path / "net.py"
+    source.write_text("good")
+
+    def run(command: Any, *arguments: str) -> str:
+        return daily_command(cloud, monkeypatch, command, *arguments)
+
+    trained = json.loads(run(daily.train, "net", stream, "--source", str(source), "--epochs", "2", "--json"))
+    assert trained["metrics"] == {"final": {"accuracy": 0.9}}
+    assert "bundle" in run(daily.train, "net", stream)
+    settings = tmp_path / "edge.toml"
+    run(daily.devices, "add", "pi-1", "--out", str(settings))
+    assert settings.stat().st_mode & 0o77 == 0
+    assert settings.read_text().startswith('device_id = "pi-1"\ntoken = "sluice_')
+    with pytest.raises(PermanentError, match="is there already"):
+        run(daily.devices, "add", "pi-2", "--out", str(settings))
+    rollout = json.loads(run(daily.rollout, trained["bundle"], "--no-wait", "--json"))
+    assert [device["state"] for device in rollout["devices"]] == ["pending"]
+    assert "pi-1" in run(daily.devices)
+    assert json.loads(run(daily.devices, "--json"))[0]["device_id"] == "pi-1"
+    assert json.loads(run(daily.results, "--json"))["total"] == 0
+    assert "0 predictions" in run(daily.results)

@@ -1,0 +1,390 @@
+"""Jobs: foreign code runs without the service's secrets, within limits, and never longer than the service."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import Connection, Engine, insert, select
+
+from cloud.artifacts import Store, open_output
+from cloud.database import migrate, open_database, reading, writing
+from cloud.job_process import Event, Limits, Program, Report, run_job
+from cloud.jobs import Runner
+from cloud.tables import jobs, tokens
+from sluice.wire.errors import PermanentError, TemporaryError
+
+LIMITS = Limits(time_s=20, memory=200_000_000, output=20_000_000, log=1000)
+WAIT_S = 20.0
+KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
+
+PRELUDE = """
+import json, os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+def say(event, **values):
+    with open(folder / "events.jsonl", "a") as file:
+        file.write(json.dumps({"event": event, **values}) + "\\n")
+"""
+
+
+class Bench:
+    """A data folder with a job folder in it, and programs beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
+        self.programs = folder / "programs"
+        self.job = self.data / "jobs" / "one"
+        self.job.mkdir(parents=True)
+        self.programs.mkdir()
+        (self.data / "secret").write_text("secret")
+
+    def program(self, body: str) -> Program:
+        (self.programs / "tiny.py").write_text(PRELUDE + textwrap.dedent(body))
+        return Program("tiny", self.programs)
+
+    def run(
+        self,
+        body: str,
+        limits: Limits = LIMITS,
+        on_event: Callable[[Event], None] = lambda _event: None,
+        cancelled: threading.Event | None = None,
+    ) -> Report:
+        stop = cancelled or threading.Event()
+        return run_job(self.program(body), self.job, self.data, limits, stop, on_event)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_job_reports_as_it_goes_and_at_the_end(bench: Bench) -> None:
+    seen: list[Event] = []
+    report = bench.run(
+        """
+        say("progress", what="reading", done=1, total=2)
+        say("metrics", epoch=1, epochs=2, metrics={"final": {"accuracy": 0.5}})
+        print("hello")
+        say("done", result={"n": 1})
+        """,
+        on_event=seen.append,
+    )
+    assert report == Report("done", result={"n": 1})
+    assert [event["event"] for event in seen] == ["progress", "metrics"]
+    assert (bench.job / "log.txt").read_text() == "hello\n"
+
+
+def test_a_job_that_fails_says_why(bench: Bench) -> None:
+    assert bench.run("say('failed', reason='no layers'); sys.exit(2)") == Report("failed", "no layers")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise ValueError('boom')", "exit code 1: ValueError: boom"),
+        ("os.kill(os.getpid(), 11)", "signal SIGSEGV"),
+        ("say('done', result={}); sys.exit(3)", "exit code 3"),
+        ("pass", "exit code 0"),
+        ("(folder / 'events.jsonl').write_text('nonsense\\n')", "not JSON"),
+        ("(folder / 'events.jsonl').symlink_to('/etc/passwd')", "no readable events.jsonl"),
+        ("os.mkfifo(folder / 'events.jsonl')", "events.jsonl is not a file"),
+    ],
+)
+def test_a_job_that_does_not_keep_its_word_has_failed(bench: Bench, body: str, reason: str) -> None:
+    report = bench.run(body)
+    assert report.state == "failed"
+    assert reason in str(report.reason)
+
+
+def test_a_job_has_nothing_of_the_service(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUD_DATABASE", "postgresql://secret")
+    report = bench.run(
+        f"""
+        def attempt(what):
+            try:
+                what()
+            except PermissionError:
+                return "refused"
+            return "allowed"
+        parent = os.getppid()
+        say("done", result={{
+            "environment": sorted(os.environ),
+            "home": os.environ["HOME"],
+            "folder": os.getcwd(),
+            "secret": attempt(lambda: open({str(bench.data / "secret")!r}).read()),
+            "others": attempt(lambda: os.listdir({str(bench.data)!r})),
+            "parent": attempt(lambda: open(f"/proc/{{parent}}/environ").read()),
+            "elsewhere": attempt(lambda: open({str(bench.programs / "x")!r}, "w")),
+            "own": attempt(lambda: open("x", "w")),
+            "kill": attempt(lambda: os.kill(parent, 0)),
+        }})
+        """
+    )
+    assert not [name for name in report.result["environment"] if name.startswith(("CLOUD", "SLUICE"))]
+    assert set(report.result.pop("environment")) <= {
+        "PATH", "HOME", "TMPDIR", "LANG", "PYTHONPATH", "PYTHONUNBUFFERED", "LC_CTYPE",
+    }  # fmt: skip
+    assert report.result.pop("home") == report.result.pop("folder") == str(bench.job)
+    if "no Landlock" in (bench.job / "log.txt").read_text():
+        pytest.skip("NOT RUN: this kernel has no Landlock, so jobs are not shut in")
+    kill = report.result.pop("kill")
+    if KERNEL >= (6, 12):
+        assert kill == "refused"
+    assert report.result == {
+        "secret": "refused", "others": "refused", "parent": "refused", "elsewhere": "refused", "own": "allowed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "limits", "reason"),
+    [
+        ("x = bytearray(b'1' * 400_000_000); time.sleep(60)", LIMITS, "MB of memory"),
+        ("time.sleep(60)", replace(LIMITS, time_s=0.5), "longer than 0.5 s"),
+        ("[open(str(i), 'wb').write(bytes(9_000_000)) for i in range(9)]; time.sleep(60)", LIMITS, "wrote"),
+        ("open('x', 'wb').write(bytes(90_000_000))", LIMITS, "File too large"),
+        ("sys.stdout.close(); os.close(1); os.close(2); time.sleep(60)", replace(LIMITS, time_s=0.5), "longer"),
+    ],
+)
+def test_limits_end_a_job(bench: Bench, body: str, limits: Limits, reason: str) -> None:
+    begun = time.monotonic()
+    report = bench.run(body, limits)
+    assert report.state == "failed"
+    assert reason in str(report.reason)
+    assert time.monotonic() - begun < 15
+
+
+def test_the_log_is_bounded_and_its_end_is_the_reason(bench: Bench) -> None:
+    report = bench.run("[print('x' * 99) for _ in range(10_000)]; raise SystemExit('the end')")
+    assert (bench.job / "log.txt").stat().st_size == LIMITS.log
+    assert str(report.reason).endswith("the end")
+
+
+def test_nothing_of_a_job_is_left(bench: Bench) -> None:
+    report = bench.run(
+        """
+        import subprocess
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        say("done", result={"child": child.pid})
+        """
+    )
+    assert report.state == "done"
+    gone(report.result["child"])
+
+
+def gone(pid: int) -> None:
+    """Wait until the process is dead (whether its parent has noticed or not)."""
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return
+    deadline = time.monotonic() + WAIT_S
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"{pid} still runs"
+        time.sleep(0.02)
+
+
+def test_cancelling_ends_a_job(bench: Bench) -> None:
+    cancelled = threading.Event()
+    report = bench.run(
+        "say('progress', what='x', done=0, total=1); time.sleep(60)",
+        on_event=lambda _event: cancelled.set(),
+        cancelled=cancelled,
+    )
+    assert report.state == "cancelled"
+
+
+SERVICE = """
+import sys, threading
+from pathlib import Path
+from cloud.job_process import Limits, Program, run_job
+data, programs = map(Path, sys.argv[1:])
+run_job(Program("tiny", programs), data / "jobs" / "one", data, Limits(60, 10**9, 10**9, 10**6), threading.Event(),
+        lambda event: print(event["what"], flush=True))
+"""
+
+
+def test_a_killed_service_leaves_no_job(bench: Bench) -> None:
+    bench.program("say('progress', what=str(os.getpid()), done=0, total=1); time.sleep(600)")
+    service = subprocess.Popen(
+        [sys.executable, "-c", SERVICE, str(bench.data), str(bench.programs)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert service.stdout is not None
+    job = int(service.stdout.readline())
+    assert psutil.pid_exists(job)
+    service.send_signal(signal.SIGKILL)
+    service.wait()
+    service.stdout.close()
+    gone(job)
+
+
+def test_outputs_that_lead_elsewhere_are_refused(bench: Bench) -> None:
+    (bench.job / "model.keras").symlink_to(bench.data / "secret")
+    (bench.job / "bundle").symlink_to(bench.data)
+    (bench.job / "folder").mkdir()
+    for name in ("model.keras", "bundle/secret", "folder", "missing"):
+        with pytest.raises(PermanentError):
+            open_output(bench.job, name)
+
+
+def test_a_store_keeps_what_is_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    (tmp_path / "x").write_bytes(b"content")
+    with (tmp_path / "x").open("rb") as file:
+        stored = store.add(file, 100)
+    assert store.path(stored.sha256).read_bytes() == b"content"
+    for limit, wanted in ((3, None), (100, "0" * 64)):
+        with (tmp_path / "x").open("rb") as file, pytest.raises(PermanentError):
+            store.add(file, limit, wanted)
+    assert [path.name for path in store.folder.iterdir()] == [stored.sha256]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    engine = open_database(f"sqlite:///{tmp_path / 'sluice.db'}")
+    migrate(engine)
+    return engine
+
+
+def runner(bench: Bench, engine: Engine, body: str, **changes: Any) -> Runner:
+    programs = dict.fromkeys(("check", "training"), bench.program(body))
+    return Runner(engine, bench.data, LIMITS, 20.0, programs=programs, **changes)
+
+
+def row_of(engine: Engine, job_id: str) -> dict[str, Any]:
+    with reading(engine) as connection:
+        return dict(connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one())
+
+
+def ended(engine: Engine, job_id: str) -> dict[str, Any]:
+    deadline = time.monotonic() + WAIT_S
+    while (row := row_of(engine, job_id))["state"] in ("queued", "running"):
+        assert time.monotonic() < deadline, row
+        time.sleep(0.02)
+    return row
+
+
+def nothing(_connection: Connection, _job_id: str) -> None:
+    """A job that has no row but its own."""
+
+
+def test_a_finished_job_and_its_records_are_one_transaction(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, "open('out', 'w').write('x'); say('done', result={'n': 1})")
+
+    def keep(job_id: str, folder: Path, result: dict[str, Any]) -> Callable[[Connection], None]:
+        with open_output(folder, "out") as file:
+            assert file.read() == b"x"
+        row = {"hash": job_id, "role": "admin", "name": str(result["n"]), "created_at": 1}
+
+        def write(connection: Connection) -> None:
+            connection.execute(insert(tokens).values(row))
+
+        return write
+
+    jobs_of.start({"training": keep})
+    job_id = jobs_of.begin("training", {}, {}, nothing)
+    row = ended(engine, job_id)
+    assert (row["state"], row["result"]) == ("done", {"n": 1})
+    with reading(engine) as connection:
+        assert connection.execute(select(tokens.c.hash)).scalars().all() == [job_id]
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+    assert sorted(path.name for path in (jobs_of.folder / job_id).iterdir()) == ["events.jsonl", "job.json", "log.txt"]
+
+
+def test_a_job_with_bad_output_has_failed(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, "say('done', result={})")
+
+    def keep(_job_id: str, folder: Path, _result: dict[str, Any]) -> Callable[[Connection], None]:
+        open_output(folder, "model.keras")
+        raise AssertionError
+
+    jobs_of.start({"training": keep})
+    row = ended(engine, jobs_of.begin("training", {}, {}, nothing))
+    assert row["state"] == "failed"
+    assert "no readable model.keras" in row["reason"]
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
+def test_metrics_and_progress_stand_in_the_row(bench: Bench, engine: Engine) -> None:
+    body = "[say('metrics', epoch=i, epochs=3, metrics={}) for i in (1, 2, 3)]; say('done', result={})"
+    jobs_of = runner(bench, engine, "say('progress', what='reading', done=1, total=1);" + body)
+    jobs_of.start({})
+    row = ended(engine, jobs_of.begin("training", {"x": 1}, {}, nothing))
+    assert [entry["epoch"] for entry in row["metrics"]] == [1, 2, 3]
+    assert row["progress"] == {"what": "reading", "done": 1, "total": 1}
+    assert json.loads((jobs_of.folder / row["id"] / "job.json").read_text()) == {"kind": "training", "x": 1}
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
+def test_one_at_a_time_and_cancel_while_waiting(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, "time.sleep(600)", waiting=1)
+    jobs_of.start({})
+    first = jobs_of.begin("training", {}, {}, nothing)
+    deadline = time.monotonic() + WAIT_S
+    while row_of(engine, first)["state"] != "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    second = jobs_of.begin("training", {}, {}, nothing)
+    with pytest.raises(TemporaryError, match="too many"):
+        jobs_of.begin("training", {}, {}, nothing)
+    assert row_of(engine, second)["state"] == "queued"
+    jobs_of.cancel(second)
+    assert row_of(engine, second)["state"] == "cancelled"
+    jobs_of.cancel(first)
+    assert ended(engine, first)["state"] == "cancelled"
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
+def test_stopping_ends_jobs_and_a_restart_calls_them_failed(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, "time.sleep(600)")
+    jobs_of.start({})
+    first, second = (jobs_of.begin("training", {}, {}, nothing) for _ in range(2))
+    begun = time.monotonic()
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+    assert time.monotonic() - begun < 5
+    runner(bench, engine, "pass", at_once=0).start({})
+    states = [row_of(engine, job_id) for job_id in (first, second)]
+    assert [row["state"] for row in states] == ["failed", "failed"]
+    assert states[1]["reason"] == "the service was restarted"
+
+
+def test_a_job_whose_records_cannot_be_written_leaves_nothing(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, "pass")
+
+    def record(_connection: Connection, _job_id: str) -> None:
+        raise PermanentError("no")
+
+    before = set(jobs_of.folder.iterdir())
+    with pytest.raises(PermanentError):
+        jobs_of.begin("training", {}, {}, record)
+    assert set(jobs_of.folder.iterdir()) == before
+    with reading(engine) as connection:
+        assert connection.execute(select(jobs)).all() == []
+
+
+def test_a_check_returns_its_result_and_leaves_nothing(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, "say('done', result={'job': json.loads((folder / 'job.json').read_text())})")
+    before = set(jobs_of.folder.iterdir())
+    assert jobs_of.check({"model": {"source": "x"}}, {}) == {"job": {"kind": "check", "model": {"source": "x"}}}
+    broken = runner(bench, engine, "say('failed', reason='line 3: no such layer'); sys.exit(2)")
+    with pytest.raises(PermanentError, match="line 3: no such layer"):
+        broken.check({}, {})
+    assert set(jobs_of.folder.iterdir()) == before
+    with writing(engine) as connection:
+        assert connection.execute(select(jobs)).all() == []
