@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 GROUP = "sluice-results-writer"
 POLL_S = 0.1
 COMMIT_EVERY_S = 1.0
+READ_AGAIN_S = 30.0
+"""How long a held record may take to be read again before it is asked for once more."""
 CUT_BYTES = 1000
 """What is kept of a dead letter that is too large to be written whole."""
 
@@ -198,7 +200,7 @@ class Session:
         now = time.monotonic()
         for partition, (offset, due) in list(self._held.items()):
             if now >= due:
-                self._held[partition] = (offset, now + self.settings.results_hold_s)
+                self._held[partition] = (offset, now + READ_AGAIN_S)
                 self._reader.resume([partition])
                 self._reader.seek({partition: offset})
 

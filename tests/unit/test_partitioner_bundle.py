@@ -58,7 +58,7 @@ def trained() -> Any:
         learning_rate=0.01,
         weights=dict.fromkeys(("first", "second", "final"), 1.0),
         seed=0,
-        report=lambda epoch, metrics: None,
+        report=lambda *_: None,
     )
     return model
 
@@ -68,7 +68,8 @@ def make(model: Any, folder: Path, *, n: int = 400, key: Any = None, **settings:
 
     x, y = blobs(n, 2)
     source = Source("columns", 2, LABELS, training="t1", slices=("s:0:0:9",))
-    return partition(model, x, y, folder, source, PartitionSettings(**settings), key=key)
+    result: dict[str, Any] = partition(model, x, y, folder, source, PartitionSettings(**settings), key=key)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ def test_the_chain_of_segments_answers_as_keras(trained: Any, bundle: Path) -> N
     manifest = manifest_of(bundle)
     x, _ = blobs(50, 9)
     tensors: dict[str, Any] = {"x": x}
+    made: dict[str, Any]
     wanted = [np.asarray(output) for output in trained(x, training=False)]
     for k, segment in enumerate(load_segments(bundle, manifest, range(3))):
         made = segment.run(tensors)
@@ -150,12 +152,13 @@ def test_placement_and_codec_and_measure_are_the_users(trained: Any, tmp_path: P
     point = manifest_of(tmp_path / "a").operating_points[0]
     assert point.placement == ("edge", "edge", "cloud") and point.policies[0].measure == "margin"
     assert point.expected["crossing_bytes"] == [0, 2 * 6 * 6 * 4 * 4]
-    for settings, reason in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"placement": ("edge", "cloud")}, "names 2 tiers"),
         ({"placement": ("cloud", "fog", "edge")}, "goes down a tier"),
         ({"codec": "jpeg"}, "codec 'jpeg' is unknown"),
         ({"measure": "mood"}, "measure 'mood' is unknown"),
-    ]:
+    ]
+    for settings, reason in wrong:
         with pytest.raises(PermanentError, match=reason):
             make(trained, tmp_path / "b", **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -179,9 +182,7 @@ def test_samples_that_do_not_fit_leave_nothing(trained: Any, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_while_packing_leaves_nothing(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_while_packing_leaves_nothing(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from partitioner import pack
 
     def full(*_: object) -> None:
@@ -208,7 +209,7 @@ def test_a_conversion_without_weights_is_refused(trained: Any, monkeypatch: pyte
         return tf.lite.TFLiteConverter.from_concrete_functions([function], model)
 
     monkeypatch.setattr(tf.lite.TFLiteConverter, "from_keras_model", wrong)
-    with pytest.raises(PermanentError, match="converted without its weights|does not convert"):
+    with pytest.raises(PermanentError, match="converted without its weights"):
         make(trained, tmp_path / "b")
     monkeypatch.setattr(tf.lite.TFLiteConverter, "from_keras_model", right)
 

@@ -66,7 +66,9 @@ def test_too_few_samples_say_how_many_are_needed() -> None:
     assert chosen.threshold is None and "149 are needed" in chosen.reason
     agreed = [wanted] * 3
     rows = np.arange(149) % 148
-    at_last = choose("max_prob", [2.0], [c[rows] for c in confidence], [a[rows] for a in agreed], wanted[rows], 0.02, 0.05)
+    at_last = choose(
+        "max_prob", [2.0], [c[rows] for c in confidence], [a[rows] for a in agreed], wanted[rows], 0.02, 0.05
+    )
     assert at_last.threshold == 2.0
 
 
@@ -78,7 +80,7 @@ def test_a_codec_that_loses_too_much_certifies_nothing() -> None:
 
 
 def test_exits_that_are_never_right_stay_closed_and_it_is_said() -> None:
-    confidence, labels, wanted = draw(pool(3), 500, np.random.default_rng(0))
+    confidence, _, wanted = draw(pool(3), 500, np.random.default_rng(0))
     wrong = (wanted + 1) % CLASSES
     levels = [2.0, *np.linspace(0.9, 0.1, 9)]
     chosen = choose("max_prob", levels, confidence, [wrong, wrong, wanted], wanted, 0.02, 0.05)
@@ -115,4 +117,6 @@ def test_candidates_begin_with_no_early_exit_and_fall() -> None:
     levels = candidates([np.array([0.1, 0.7], np.float32), np.array([0.7, 0.3], np.float32)])
     assert levels == [2.0, *sorted({float(np.float32(v)) for v in (0.1, 0.7, 0.3)}, reverse=True)]
     assert candidates([]) == [2.0]
-    assert isinstance(choose("max_prob", [2.0], [], [np.zeros(200, np.int64)], np.zeros(200, np.int64), 0.02, 0.05), Chosen)
+    assert isinstance(
+        choose("max_prob", [2.0], [], [np.zeros(200, np.int64)], np.zeros(200, np.int64), 0.02, 0.05), Chosen
+    )

@@ -52,7 +52,7 @@ def test_exits_come_in_the_order_of_the_trunk_not_of_their_names() -> None:
 
 def test_a_large_early_classifier_does_not_move_its_exit() -> None:
     large = SKIP.replace(
-        "first = layers.Dense(3, name=\"first\")(a)",
+        'first = layers.Dense(3, name="first")(a)',
         "h = layers.Dense(500)(layers.Dense(500)(layers.Dense(500)(a)))\nfirst = layers.Dense(3, name='first')(h)",
     )
     assert [one.name for one in anatomy_of(large).exits] == ["z1", "m2", "a3"]
@@ -147,7 +147,8 @@ def test_macs_of_convolutions() -> None:
     cut = cut_of(
         "x = keras.Input((8, 8, 4))\nh = layers.Conv2D(6, 3, padding='same')(x)\n"
         "h = layers.DepthwiseConv2D(3, padding='same')(h)\nh = layers.SeparableConv2D(5, 3, padding='same')(h)\n"
-        "h = layers.Conv2D(6, 1, strides=2)(h)\nh = layers.Reshape((16, 6))(h)\nh = layers.Conv1D(2, 3, padding='same')(h)\n"
+        "h = layers.Conv2D(6, 1, strides=2)(h)\nh = layers.Reshape((16, 6))(h)\n"
+        "h = layers.Conv1D(2, 3, padding='same')(h)\n"
         "model = keras.Model(x, layers.Dense(3)(layers.Flatten()(h)))"
     )
     separable = 64 * 6 * 9 + 64 * 6 * 5
@@ -165,7 +166,10 @@ def test_split_points_are_where_one_tensor_is_live() -> None:
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("x = keras.Input((4,))\nmodel = keras.Model(x, layers.Lambda(lambda v: v[:, :2], name='odd')(x))", "'odd': a Lambda"),
+        (
+            "x = keras.Input((4,))\nmodel = keras.Model(x, layers.Lambda(lambda v: v[:, :2], name='odd')(x))",
+            "'odd': a Lambda",
+        ),
         (
             "class Mine(layers.Layer):\n    def call(self, x):\n        return x\n"
             "x = keras.Input((4,))\nmodel = keras.Model(x, Mine(name='own')(x))",
@@ -176,12 +180,16 @@ def test_split_points_are_where_one_tensor_is_live() -> None:
             "Whole is a subclassed model",
         ),
         ("model = keras.Sequential([layers.Dense(3)])", "no input shape"),
-        ("x = keras.Input((None, 4))\nmodel = keras.Model(x, layers.Dense(3)(layers.GlobalMaxPooling1D()(x)))", "open shape"),
+        (
+            "x = keras.Input((None, 4))\nmodel = keras.Model(x, layers.Dense(3)(layers.GlobalMaxPooling1D()(x)))",
+            "open shape",
+        ),
         ("x = keras.Input((4, 4))\nmodel = keras.Model(x, layers.Dense(3)(x))", "an exit gives"),
         ("x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(1)(x))", "2 at least"),
         ("x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(3, activation='sigmoid')(x))", "ends in sigmoid"),
         (
-            "x = keras.Input((4,))\nh = layers.Dense(9)(x)\nmodel = keras.Model(x, [layers.Dense(3)(h), layers.Dense(2)(h)])",
+            "x = keras.Input((4,))\nh = layers.Dense(9)(x)\n"
+            "model = keras.Model(x, [layers.Dense(3)(h), layers.Dense(2)(h)])",
             "3 and 2 classes",
         ),
         ("x = keras.Input((4,))\nd = layers.Dense(3)(x)\nmodel = keras.Model(x, {'a': d, 'b': d})", "are the same"),

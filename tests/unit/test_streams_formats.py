@@ -86,9 +86,9 @@ def refused(name: str, records: list[Given], config: dict[str, object]) -> str:
     [
         (lambda v: v[:-1], "no whole Avro record"),
         (lambda v: v + b"\0", "1 bytes after its end"),
-        (lambda v: b"", "no whole Avro record"),
+        (lambda _: b"", "no whole Avro record"),
         (lambda v: v * 1000, "at most are expected"),
-        (lambda v: b"\xff" * 12, "no whole Avro record"),
+        (lambda _: b"\xff" * 12, "no whole Avro record"),
     ],
 )
 def test_broken_avro_records_are_named(spoil: Any, reason: str) -> None:

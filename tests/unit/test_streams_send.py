@@ -190,11 +190,11 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match="cannot be read"):
         read_samples(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text(json.dumps({"x": 1}))
-    with pytest.raises(PermanentError, match="no .npz file"):
+    with pytest.raises(PermanentError, match=r"no \.npz file"):
         read_samples(tmp_path / "text.npz")
     np.save(tmp_path / "one.npy", X)
-    with pytest.raises(PermanentError, match="no .npz file"):
+    with pytest.raises(PermanentError, match=r"no \.npz file"):
         read_samples(tmp_path / "one.npy")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(PermanentError, match="no .npz file"):
+    with pytest.raises(PermanentError, match=r"no \.npz file"):
         read_samples(tmp_path / "cut.npz")

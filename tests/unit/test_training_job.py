@@ -127,7 +127,7 @@ def test_data_and_model_that_do_not_fit(cluster: KafkaCluster, stream: Announcem
     assert "shape [4], the model takes [5]" in reason(tmp_path / "a", with_model("(4,)", "(5,)"))
     assert "label 2, the model tells 2 classes" in reason(tmp_path / "b", with_model("Dense(3,", "Dense(2,"))
     assert "float32 samples, the model takes uint8" in reason(tmp_path / "c", with_model("(4,)", "(4,), dtype='uint8'"))
-    assert "line 3: AttributeError" in reason(tmp_path / "d", with_model("a = layers", "a = layer.s"))
+    assert "line 3: NameError" in reason(tmp_path / "d", with_model("a = layers", "a = layer"))
     gone = stream.model_copy(update={"slices": ["readings:0:0:100000"]})
     assert "slice readings:0:0:100000" in reason(tmp_path / "e", training(cluster, gone))
     wrong = training(cluster, stream, settings={"epochs": 0})
@@ -165,7 +165,7 @@ def test_the_same_seed_trains_the_same_model() -> None:
             data,
             Data(data.x[:0], data.y[:0]),
             weights={"early": 1.0, "final": 1.0},
-            report=lambda epoch, metrics: None,
+            report=lambda *_: None,
             **settings,
         )
         return np.concatenate([w.ravel() for w in model.get_weights()])
@@ -187,17 +187,14 @@ def test_a_check_tells_how_a_model_would_be_cut() -> None:
     assert not uncut["cut"]["ok"] and "subclassed" in uncut["cut"]["reason"]
 
 
-@pytest.mark.parametrize(
-    ("source", "code", "event"), [("model = 1 / 0", 2, "failed"), ("import os\nos._exit(7)", 7, None)]
-)
-def test_the_programs_exit_code(tmp_path: Path, source: str, code: int, event: str | None) -> None:
-    (tmp_path / "job.json").write_text(json.dumps({"kind": "check", "model": {"source": source}}))
+def test_the_program_ends_with_2_and_prints_nothing(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps({"kind": "check", "model": {"source": "model = 1 / 0"}}))
     command = [sys.executable, "-m", "partitioner", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (code, "")
-    if event:
-        (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
-        assert json.loads(line) == {"event": event, "reason": "model source, line 1: ZeroDivisionError: division by zero"}
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
+    why = "model source, line 1: ZeroDivisionError: division by zero"
+    assert json.loads(line) == {"event": "failed", "reason": why}
 
 
 def test_weights_of_a_model_that_gives_its_exits_as_a_dict() -> None:

@@ -1,0 +1,42 @@
+# Two commands for a newcomer: `make demo` and `make test`. The rest is for those who work on Sluice.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint unit bench clean
+
+demo: $(VENV)/demo
+	$(BIN)/sluice demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/dev
+	$(BIN)/python -m pytest tests/unit
+
+bench: $(VENV)/dev
+	$(BIN)/python -m bench
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A marker file for each set of packages, made anew when what it depends on has changed.
+$(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (TensorFlow is large: some minutes on a slow line)"
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (TensorFlow is large: some minutes on a slow line)"
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/demo
+
+clean:
+	rm -rf $(VENV) build *.egg-info
