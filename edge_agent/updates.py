@@ -112,6 +112,7 @@ class Updater:
                 folder,
                 self.settings.public_keys,
                 lambda manifest: loaded_by(manifest, "edge"),
+                elsewhere=(self.settings.data / "bundles").glob("*"),
             )
         return prepare_local(self.settings, desired)
 

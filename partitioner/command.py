@@ -31,13 +31,15 @@ def partition(
 ) -> None:
     """Cut a model at its early exits, certify its thresholds, write a bundle."""
     from sluice.streams.files import read_samples
+    from sluice.wire import signing
     from sluice.wire.errors import PermanentError
-    from sluice.wire.signing import load_or_make_key
 
     if out.exists():
         raise PermanentError(f"{out} is there already: name a folder that is not")
     if not model.is_file():
         raise PermanentError(f"{model} is no file")
+    if key and key.exists():
+        signing.load_or_make_key(key)  # what cannot sign is found now; a missing key is made when all else worked
     x, y, labels = read_samples(data)
 
     from partitioner import quiet
@@ -65,6 +67,7 @@ def partition(
         )
     except ValidationError as error:
         raise PermanentError(first_cause(error)) from error
+    signer = (lambda content: signing.sign(signing.load_or_make_key(key), content)) if key else None
     source = Source(name or model.stem, version, labels or None)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading the model", total=None)
@@ -75,7 +78,7 @@ def partition(
             out,
             source,
             settings,
-            key=load_or_make_key(key) if key else None,
+            sign=signer,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
     if as_json:

@@ -8,18 +8,17 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from partitioner.export import TOLERANCE, Exported
 from sluice.stage.segment import Arrays
-from sluice.wire import bundle, signing
+from sluice.wire import bundle
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Manifest, OperatingPoint, Provenance, Segment, TensorSpec
 
@@ -41,12 +40,12 @@ def pack(
     golden: Arrays,
     training: str | None = None,
     slices: Sequence[str] = (),
-    key: Ed25519PrivateKey | None = None,
+    sign: Callable[[bytes], str] | None = None,
 ) -> str:
     """Write the bundle to `folder`, which must not be there yet, and return its digest.
 
     `segments` are the manifest's, without their golden blob; `golden`: the model's inputs (n, *shape) that golden
-    samples are made of. Signed when a `key` is given.
+    samples are made of. `sign` makes the signature (base64) of the manifest's bytes; unsigned without it.
     """
     with _appearing(folder) as draft:
         blobs = draft / bundle.BLOBS
@@ -75,8 +74,8 @@ def pack(
         )
         data = manifest.model_dump_json(indent=1).encode()
         bundle.write_atomically(draft / bundle.MANIFEST, data)
-        if key is not None:
-            bundle.write_atomically(draft / bundle.SIGNATURE, signing.sign(key, data).encode())
+        if sign is not None:
+            bundle.write_atomically(draft / bundle.SIGNATURE, sign(data).encode())
     return bundle.sha256(data)
 
 

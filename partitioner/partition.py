@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import keras
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -77,7 +76,7 @@ def partition(
     source: Source,
     settings: PartitionSettings,
     *,
-    key: Ed25519PrivateKey | None = None,
+    sign: Callable[[bytes], str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Cut `model` at its exits, certify it on `x` (n, *shape) and `y` (n,), write the bundle to `folder`.
@@ -127,7 +126,7 @@ def partition(
         golden=samples,
         training=source.training,
         slices=source.slices,
-        key=key,
+        sign=sign,
     )
     at(STEPS, "packed")
     return {"digest": digest, "summary": _summary(cut, calibrated)}

@@ -22,7 +22,7 @@ from sluice.wire.bundle import (
     write_atomically,
 )
 from sluice.wire.errors import PermanentError, TemporaryError
-from sluice.wire.manifest import MAX_MANIFEST_BYTES, Manifest
+from sluice.wire.manifest import MAX_MANIFEST_BYTES, Blob, Manifest
 
 MAX_BLOB_BYTES = 2_000_000_000
 
@@ -71,23 +71,23 @@ class HttpDoor:
         folder: Path,
         public_keys: Iterable[str] | None,
         wanted: Callable[[Manifest], range | None],
+        elsewhere: Iterable[Path] = (),
     ) -> Manifest:
         """Fetch into `folder` the manifest `digest` and the blobs of the segments that `wanted(manifest)` names.
 
         Digest and signature are checked before the manifest is parsed, each blob before it is stored; a blob that is
-        there already and whole is not fetched again. Raises `PermanentError` or `TemporaryError`; what was fetched
-        stays.
+        there already and whole, or in one of the bundles `elsewhere`, is not fetched again. Raises `PermanentError`
+        or `TemporaryError`; what was fetched stays.
         """
         data = self.get_bytes(f"/v1/bundles/{digest}/manifest", MAX_MANIFEST_BYTES)
         signature = self.get_bytes(f"/v1/bundles/{digest}/signature", 1000).decode("ascii", "replace").strip()
         manifest = check_manifest(data, signature, digest, public_keys)
         for blob in manifest.blobs(wanted(manifest)):
-            try:
-                read_blob(folder / BLOBS, blob)
-            except PermanentError:
+            content = _on_hand(blob, [folder, *elsewhere])
+            if content is None:
                 content = self.get_bytes(f"/v1/blobs/{blob.sha256}", min(blob.size, MAX_BLOB_BYTES))
                 check_blob(content, blob.sha256)
-                write_atomically(folder / BLOBS / blob.sha256, content)
+            write_atomically(folder / BLOBS / blob.sha256, content)
         write_atomically(folder / SIGNATURE, signature.encode())
         write_atomically(folder / MANIFEST, data)
         return manifest
@@ -107,3 +107,13 @@ class HttpDoor:
         if answer.status_code >= 500 or answer.status_code == 429:
             raise TemporaryError(message)
         raise PermanentError(message)
+
+
+def _on_hand(blob: Blob, folders: Iterable[Path]) -> bytes | None:
+    """The content of `blob` if one of the bundles in `folders` has it whole."""
+    for folder in folders:
+        try:
+            return read_blob(folder / BLOBS, blob)
+        except PermanentError:
+            continue
+    return None

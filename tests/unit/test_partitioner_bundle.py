@@ -3,18 +3,20 @@
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sluice.stage.policy import probabilities
 from sluice.stage.segment import load_segments
 from sluice.wire.bundle import BLOBS, MANIFEST, open_bundle
 from sluice.wire.codec import CODECS
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Manifest
-from sluice.wire.signing import load_or_make_key, public_text
+from sluice.wire.signing import load_or_make_key, public_text, sign
 
 pytestmark = pytest.mark.tensorflow
 
@@ -63,19 +65,19 @@ def trained() -> Any:
     return model
 
 
-def make(model: Any, folder: Path, *, n: int = 400, key: Any = None, **settings: Any) -> dict[str, Any]:
+def make(model: Any, folder: Path, *, n: int = 400, sign: Any = None, **settings: Any) -> dict[str, Any]:
     from partitioner.partition import PartitionSettings, Source, partition
 
     x, y = blobs(n, 2)
     source = Source("columns", 2, LABELS, training="t1", slices=("s:0:0:9",))
-    result: dict[str, Any] = partition(model, x, y, folder, source, PartitionSettings(**settings), key=key)
+    result: dict[str, Any] = partition(model, x, y, folder, source, PartitionSettings(**settings), sign=sign)
     return result
 
 
 @pytest.fixture(scope="module")
 def bundle(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    make(trained, folder / "b", key=load_or_make_key(folder / "key.pem"))
+    make(trained, folder / "b", sign=partial(sign, load_or_make_key(folder / "key.pem")))
     return folder / "b"
 
 
@@ -100,14 +102,12 @@ def test_the_chain_of_segments_answers_as_keras(trained: Any, bundle: Path) -> N
     manifest = manifest_of(bundle)
     x, _ = blobs(50, 9)
     tensors: dict[str, Any] = {"x": x}
-    made: dict[str, Any]
     wanted = [np.asarray(output) for output in trained(x, training=False)]
     for k, segment in enumerate(load_segments(bundle, manifest, range(3))):
-        made = segment.run(tensors)
+        made = dict[str, Any](segment.run(tensors))
         tensors |= made
         if k == 0:  # Keras gives probabilities there
-            powers = np.exp(made["logits"])
-            made["logits"] = powers / powers.sum(axis=1, keepdims=True)
+            made["logits"] = probabilities(made["logits"], 1.0)
         np.testing.assert_allclose(made["logits"], wanted[k], atol=1e-4)
 
 
@@ -270,9 +270,18 @@ def test_the_commands(trained: Any, bundle: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(command.partition)
     arguments = [str(tmp_path / "columns.keras"), "--data", str(tmp_path / "cal.npz"), "--max-accuracy-loss", "0.02"]
-    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "b"), "--json"])
+    failed = CliRunner().invoke(
+        app, [*arguments, "--out", str(tmp_path / "b"), "--codec", "jpeg", "--key", str(tmp_path / "key.pem")]
+    )
+    assert isinstance(failed.exception, PermanentError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cal.npz", "columns.keras"]
+    result = CliRunner().invoke(
+        app, [*arguments, "--out", str(tmp_path / "b"), "--key", str(tmp_path / "key.pem"), "--json"]
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["digest"] == open_bundle(tmp_path / "b").digest
+    key = public_text(load_or_make_key(tmp_path / "key.pem"))
+    open_bundle(tmp_path / "b", public_keys=[key])
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "b")])
     assert isinstance(result.exception, PermanentError)
 
