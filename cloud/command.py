@@ -49,7 +49,9 @@ def results_writer(config: Config = None) -> None:
     raise typer.Exit(run("results-writer", own, lambda stop: main(own, stop)))
 
 
-token = typer.Typer(no_args_is_help=True, help="Make, list and revoke the REST service's tokens, on its database.")
+token = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Make, list and revoke the REST service's tokens, on its database."
+)
 
 
 def _open(config: Path | None) -> CloudSettings:

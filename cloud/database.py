@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from sqlalchemy.exc import (
     TimeoutError,
 )
 
+from sluice.daemon.life import Backoff
 from sluice.wire.errors import PermanentError, TemporaryError
 
 log = logging.getLogger(__name__)
@@ -116,3 +118,19 @@ def migrate(engine: Engine) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def wait_for_database(engine: Engine, stop: threading.Event) -> bool:
+    """Bring the database to the newest form as soon as it is there; False if `stop` was set before."""
+    backoff, away = Backoff(), False
+    while not stop.is_set():
+        try:
+            migrate(engine)
+        except TemporaryError as error:
+            if not away:
+                log.warning("%s; trying again until it is there", error)
+            away = True
+            stop.wait(backoff.wait_s())
+        else:
+            return True
+    return False

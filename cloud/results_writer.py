@@ -16,9 +16,8 @@ from types import TracebackType
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
-from cloud.database import open_database, reading, writing
+from cloud.database import open_database, reading, wait_for_database, writing
 from cloud.projection import TOPICS, Rows, load_offsets, move_offset, write
-from cloud.service import wait_for_database
 from cloud.settings import CloudSettings
 from cloud.topics import ensure_fixed_topics
 from sluice.daemon.life import READY, Backoff
@@ -137,6 +136,7 @@ class Session:
                 continue
             except PermanentError as error:
                 dead.append((record, str(error)))
+            self._held.pop(partition, None)
             following[partition] = record.offset + 1
         self._bury(dead)
         with writing(self.engine) as connection:
@@ -144,9 +144,6 @@ class Session:
                 move_offset(connection, partition, self._next[partition], offset)
             repeats = write(connection, rows)
         self._next |= following
-        for partition in following.keys() & self._held.keys():
-            if following[partition] > self._held[partition][0]:
-                del self._held[partition]
         self._uncommitted |= following
         metrics.RESULTS_ROWS.inc(sum(row["records"] for row in rows.predictions.values()))
         metrics.RESULTS_REPEATS.inc(repeats)
@@ -154,8 +151,6 @@ class Session:
             self._hold(partition, offset, reason)
 
     def _bring_in_one(self, record: Record) -> None:
-        if (self._next.get((record.topic, record.partition)) or 0) > record.offset:
-            return
         try:
             self._bring_in([record])
         except (DataError, IntegrityError) as error:

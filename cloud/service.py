@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from cloud import tokens
 from cloud.artifacts import Store
-from cloud.database import migrate, open_database, reading, writing
+from cloud.database import open_database, reading, wait_for_database, writing
 from cloud.job_process import Limits
 from cloud.jobs import Runner
 from cloud.settings import MB, CloudSettings
@@ -70,22 +70,6 @@ def open_service(settings: CloudSettings, stop: threading.Event) -> Service | No
     data = settings.data.resolve()
     key = load_or_make_key(data / "keys" / "signing.pem")
     return Service(settings, engine, key, Store(data / "models"), Store(data / "blobs"), runner)
-
-
-def wait_for_database(engine: Engine, stop: threading.Event) -> bool:
-    """Bring the database to the newest form as soon as it is there; False if `stop` was set before."""
-    backoff, away = Backoff(), False
-    while not stop.is_set():
-        try:
-            migrate(engine)
-        except TemporaryError as error:
-            if not away:
-                log.warning("%s; trying again until it is there", error)
-            away = True
-            stop.wait(backoff.wait_s())
-        else:
-            return True
-    return False
 
 
 def make_topics(service: Service, stop: threading.Event) -> None:

@@ -141,7 +141,7 @@ def rollout(
         raise PermanentError(f"these devices could not do it: {', '.join(failed)}")
 
 
-devices = typer.Typer(help="Show the devices, or register one.")
+devices = typer.Typer(add_completion=False, help="Show the devices, or register one.")
 
 
 @devices.callback(invoke_without_command=True)

@@ -12,18 +12,21 @@ from typing import Any
 
 import httpx
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from sqlalchemy import func, insert, select
 from typer.testing import CliRunner
 
 from cloud.database import reading, writing
 from cloud.settings import CloudSettings
-from cloud.tables import bundles, device_states, devices, jobs, model_versions, rollouts, streams
+from cloud.tables import bundles, device_states, devices, jobs, metadata, model_versions, predictions, rollouts, streams
 from sluice import daily
 from sluice.doors.http import HttpDoor
 from sluice.doors.kafka import EmbeddedKafka, KafkaCluster, KafkaReader, KafkaWriter
 from sluice.wire import names
 from sluice.wire.errors import PermanentError
 from sluice.wire.state import unseal
+from tests.brokers.postgres import Postgres
 from tests.integration.cloud_support import Running, bundle_files, manifest_of, running, sha256
 
 NOWHERE = "127.0.0.1:1"
@@ -139,6 +142,28 @@ def test_from_a_model_to_a_rollout(cloud: Running, unique: str, tmp_path: Path) 
         {"device_id": "pi-1", "revision": state.revision, "state": "pending", "last_error": None}
     ]
     assert client.device("pi-1")["desired"] == state.model_dump()
+
+
+@pytest.mark.brokers
+def test_the_same_on_postgresql(embedded: EmbeddedKafka, postgres: Postgres, unique: str, tmp_path: Path) -> None:
+    kafka = KafkaCluster(bootstrap=embedded.bootstrap)
+    settings = CloudSettings(data=tmp_path / "data", port=0, kafka=kafka, database=postgres.database(unique))
+    with running(settings, tmp_path) as cloud:
+        with reading(cloud.service.engine) as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, metadata) == []
+        stream = data_stream(cloud, f"data-{unique}")
+        cloud.client.add_model("digits", "good")
+        training = cloud.client.wait_for_training(cloud.client.train("digits", stream)["id"])
+        digest = cloud.client.wait_for_partition(cloud.client.partition(training["id"])["id"])["bundle"]
+        cloud.client.add_device("pi-1")
+        cloud.problem(cloud.post("/v1/devices", {"device_id": "pi-1"}), 409)
+        first, second = (cloud.client.roll_out(digest)["devices"][0]["revision"] for _ in range(2))
+        assert first < second
+        assert cloud.client.devices()[0]["revision"] == second
+        assert cloud.client.summary(device="pi-1")["total"] == 0
+        assert cloud.client.predictions()["predictions"] == []
+        assert [model["name"] for model in cloud.client.models()] == ["digits"]
 
 
 def test_models_have_versions_and_the_same_is_no_new_one(cloud: Running) -> None:
@@ -391,3 +416,31 @@ def test_the_daily_commands(cloud: Running, unique: str, tmp_path: Path, monkeyp
     assert json.loads(run(daily.devices, "--json"))[0]["device_id"] == "pi-1"
     assert json.loads(run(daily.results, "--json"))["total"] == 0
     assert "0 predictions" in run(daily.results)
+
+
+def test_predictions_by_page_and_summed_up(cloud: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(device: str, seq: int, tier: str, recorded_at: int, repeats: int = 0) -> dict[str, Any]:
+        sample = {"device_id": device, "epoch": "00" * 8, "seq": seq, "source_id": None, "model": "digits"}
+        answer = {"bundle": "ab" * 32, "operating_point": "default", "tier": tier, "exit": 0, "label": 1}
+        how = {"confidence": 0.9, "status": "final", "reason": "exit", "captured_at": 1, "produced_at": 2}
+        counts = {"recorded_at": recorded_at, "records": 1 + repeats, "repeats": repeats}
+        return sample | answer | how | counts | {"compute_us": {"edge": 9}, "bytes_sent": 5}
+
+    stored = [row("pi-1", seq, "edge" if seq % 2 else "fog", seq) for seq in range(1500)]
+    stored.append(row("pi-2", 0, "cloud", 9999, repeats=2))
+    with writing(cloud.service.engine) as connection:
+        connection.execute(insert(predictions), stored)
+    client = cloud.client
+    assert [found["seq"] for found in client.every_prediction(device="pi-1")] == list(range(1500))
+    assert [found["seq"] for found in client.predictions(device="pi-1", since=1490)["predictions"]] == [
+        *range(1490, 1500)
+    ]
+    newest = client.predictions(newest=True, limit=1)
+    assert [found["device_id"] for found in newest["predictions"]] == ["pi-2"]
+    assert client.predictions(after=newest["next"]) == {"predictions": [], "next": newest["next"]}
+    assert client.predictions(model="other")["predictions"] == []
+    summary = client.summary()
+    assert (summary["total"], summary["records"], summary["repeats"]) == (1501, 1503, 2)
+    assert summary["by_tier"] == {"cloud": 1, "edge": 750, "fog": 750}
+    assert client.summary(device="pi-2")["by_tier"] == {"cloud": 1}
+    assert "1503 predictions on the topic, 2 of them repeats" in daily_command(cloud, monkeypatch, daily.results)

@@ -162,7 +162,8 @@ def test_tokens_are_made_offline_and_revoked(tmp_path: Path) -> None:
 
     made = json.loads(token("create", "--role", "admin", "--json").stdout)
     assert made["role"] == "admin"
-    process = Process(tmp_path, EmbeddedKafka().bootstrap)
+    kafka = EmbeddedKafka()
+    process = Process(tmp_path, kafka.bootstrap)
     try:
         assert process.tokens() == []  # there is one already, so the first start makes none
         headers = {"Authorization": f"Bearer {made['token']}"}

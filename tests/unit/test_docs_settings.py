@@ -1,0 +1,61 @@
+"""`docs/settings.md` names every setting of every room, says what each means, and is what `docs/settings.py` writes."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.settings import CloudSettings
+from edge_agent.settings import EdgeSettings
+from gateway.settings import GatewaySettings
+from sluice.client_settings import ClientSettings
+from sluice.daemon.settings import RoomSettings
+from sluice.stage.settings import StageSettings
+
+DOCS = Path(__file__).parents[2] / "docs"
+ROOMS: list[type[RoomSettings]] = [EdgeSettings, GatewaySettings, StageSettings, CloudSettings, ClientSettings]
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "settings.py"))
+
+
+def test_every_room_is_on_the_page(script: dict[str, Any]) -> None:
+    assert {room for room, _command in script["ROOMS"].values()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_setting_stands_there_and_has_a_docstring(script: dict[str, Any], room: type[RoomSettings]) -> None:
+    page = (DOCS / "settings.md").read_text()
+    settings = script["settings_of"](room)
+    prefix = str(room.model_config["env_prefix"])
+    assert {prefix + name.upper() for name in room.model_fields} <= {one.name for one in settings}
+    assert [one.name for one in settings if not one.meaning] == []
+    assert [one.name for one in settings if f"| `{one.name}` |" not in page] == []
+
+
+def test_the_page_is_up_to_date(script: dict[str, Any]) -> None:
+    written = (DOCS / "settings.md").read_text()
+    assert written == script["page"](), "run: python docs/settings.py > docs/settings.md"
+
+
+def test_what_the_page_says_of_names_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefix and `__` in the environment, tables in the file, the environment over the file; unknown names."""
+    from sluice.daemon.settings import load
+    from sluice.wire.errors import PermanentError
+
+    file = tmp_path / "edge.toml"
+    file.write_text('device_id = "a"\npublic_keys = ["k"]\n[sensor]\nformat = "csv"\nwindow = 3\n')
+    monkeypatch.setenv("EDGE_SENSOR__WINDOW", "4")
+    monkeypatch.setenv("EDGE_NO_SUCH_SETTING", "1")
+    settings = load(EdgeSettings, file)
+    assert (settings.sensor.format, settings.sensor.window) == ("csv", 4)
+    monkeypatch.setenv("EDGE_SENSOR__NO_SUCH_SETTING", "1")
+    with pytest.raises(PermanentError, match="no_such_setting"):
+        load(EdgeSettings, file)
+    monkeypatch.delenv("EDGE_SENSOR__NO_SUCH_SETTING")
+    file.write_text(file.read_text() + "no_such_setting = 1\n")
+    with pytest.raises(PermanentError, match="no_such_setting"):
+        load(EdgeSettings, file)
