@@ -43,6 +43,7 @@ class KafkaCluster(BaseModel):
             "error_cb": _Errors(name, self.bootstrap),
             "log_level": 0,
             "log.connection.close": False,
+            "socket.nagle.disable": True,
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 5000,
             **self.options,
