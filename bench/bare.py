@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -75,6 +76,7 @@ def mqtt(address: str, topics: list[str], on_message: Any) -> paho.Client:
             c.subscribe(topic, 0)
 
     client.on_connect = connected
+    client.on_socket_open = lambda _client, _userdata, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.on_message = on_message
     host, _, port = address.rpartition(":")
     client.connect(host, int(port))
@@ -104,7 +106,7 @@ def device(bundle: Bundle, args: argparse.Namespace) -> None:
 
 def up(_: Bundle, args: argparse.Namespace) -> None:
     """MQTT to Kafka."""
-    producer = ck.Producer({"bootstrap.servers": args.kafka, "acks": 1, "linger.ms": 0})
+    producer = ck.Producer({"bootstrap.servers": args.kafka, "acks": 1, "linger.ms": 0, "socket.nagle.disable": True})
 
     def on_message(_client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         producer.produce("bare.fog", bytes(message.payload))
@@ -116,7 +118,7 @@ def up(_: Bundle, args: argparse.Namespace) -> None:
 def stage(bundle: Bundle, args: argparse.Namespace, tier: int) -> None:
     """Kafka to Kafka, one record at a time."""
     run = Run(bundle, tier)
-    producer = ck.Producer({"bootstrap.servers": args.kafka, "acks": 1, "linger.ms": 0})
+    producer = ck.Producer({"bootstrap.servers": args.kafka, "acks": 1, "linger.ms": 0, "socket.nagle.disable": True})
     for value in records(args.kafka, f"bare.{TIERS[tier]}"):
         label, rest = run(value[8:])
         if label is None:

@@ -8,6 +8,7 @@ they take it with 64 samples under way.
 from __future__ import annotations
 
 import secrets
+import socket
 import struct
 import subprocess
 import sys
@@ -64,6 +65,7 @@ class Bare:
         self.done = threading.Event()
         self.client = paho.Client(CallbackAPIVersion.VERSION2)
         self.client.on_message = self._answered
+        self.client.on_socket_open = lambda _c, _u, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client.connect(brokers.host, brokers.port)
         self.client.subscribe("bare/answer", 0)
         self.client.loop_start()
