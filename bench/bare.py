@@ -67,6 +67,12 @@ class Run:
         return None, b"".join(self.core.get_tensor(number).tobytes() for number in self.outputs)
 
 
+def send_at_once(_client: paho.Client, _userdata: object, sock: object) -> None:
+    """No Nagle."""
+    assert isinstance(sock, socket.socket)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def mqtt(address: str, topics: list[str], on_message: Any) -> paho.Client:
     """A connected client with its network thread running."""
     client = paho.Client(CallbackAPIVersion.VERSION2)
@@ -76,7 +82,7 @@ def mqtt(address: str, topics: list[str], on_message: Any) -> paho.Client:
             c.subscribe(topic, 0)
 
     client.on_connect = connected
-    client.on_socket_open = lambda _client, _userdata, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.on_socket_open = send_at_once
     client.on_message = on_message
     host, _, port = address.rpartition(":")
     client.connect(host, int(port))

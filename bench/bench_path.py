@@ -8,7 +8,6 @@ they take it with 64 samples under way.
 from __future__ import annotations
 
 import secrets
-import socket
 import struct
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from rich.console import Console
 
+from bench.bare import send_at_once
 from bench.report import Report
 from sluice.dev import demo as acts
 from sluice.dev.processes import Processes
@@ -65,7 +65,7 @@ class Bare:
         self.done = threading.Event()
         self.client = paho.Client(CallbackAPIVersion.VERSION2)
         self.client.on_message = self._answered
-        self.client.on_socket_open = lambda _c, _u, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.client.on_socket_open = send_at_once
         self.client.connect(brokers.host, brokers.port)
         self.client.subscribe("bare/answer", 0)
         self.client.loop_start()

@@ -8,11 +8,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 from sluice.daemon.life import READY
 from sluice.doors.kafka import EmbeddedKafka
 
 log = logging.getLogger(__name__)
+
+
+class _Steady(dict[str, Any]):
+    """A dict that may grow while somebody walks over it.
+
+    amqtt 0.12 walks over its subscriptions with pauses in between; a client that connects while another subscribes
+    then stays connected but is served no more.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(super().__iter__()))
+
+    def items(self) -> Any:
+        """A list of the items as they are now."""
+        return list(super().items())
 
 
 def run_mqtt(port: int, stop: threading.Event) -> None:
@@ -29,6 +46,7 @@ def run_mqtt(port: int, stop: threading.Event) -> None:
                 "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
             }
         )
+        broker._subscriptions = _Steady()
         await broker.start()
         log.info(READY, extra={"host": "127.0.0.1", "port": port})
         await asyncio.to_thread(stop.wait)

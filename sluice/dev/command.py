@@ -18,10 +18,11 @@ def demo(
     mqtt: Mqtt = None,
     kafka: Kafka = None,
     out: Annotated[Path, typer.Option(help="Where the summary goes, as JSON.")] = Path("build/demo.json"),
-    keep: Annotated[Path | None, typer.Option(help="Keep all state and logs in this folder.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep all state in this folder.")] = None,
 ) -> None:
     """Show the whole path on real data: stream, train, partition, deploy, infer; leaves nothing running."""
     import json
+    import shutil
     import tempfile
 
     from rich.console import Console
@@ -35,7 +36,10 @@ def demo(
     held = acts.Held()
     with tempfile.TemporaryDirectory(prefix="sluice-demo-") as temporary:
         folder = (keep or Path(temporary)).resolve()
-        with Processes(folder / "logs") as processes:
+        logs = out.parent.resolve() / "demo-logs"
+        shutil.rmtree(logs, ignore_errors=True)
+        console.print(f"the logs of all rooms go to {logs}")
+        with Processes(logs) as processes:
             system = start_system(processes, folder, _brokers(mqtt, kafka), say=console.print)
             digest = acts.deploy(system, held, console)
             sensor = acts.infer(system, held, console)
@@ -73,8 +77,8 @@ def up(
             system = start_system(processes, folder, _brokers(mqtt, kafka), say=console.print)
             brokers = system.brokers
             console.print(
-                f"\nMQTT       {brokers.host}:{brokers.port}\nKafka      {brokers.bootstrap}\nREST       {system.url}/v1"
-                f"\ndevices    {', '.join(system.devices)}\nlogs       {folder / 'logs'}\n\nIn another shell:\n"
+                f"\nMQTT       {brokers.host}:{brokers.port}\nKafka      {brokers.bootstrap}\n"
+                f"REST       {system.url}/v1\ndevices    {', '.join(system.devices)}\nlogs       {folder / 'logs'}\n\nIn another shell:\n"
                 f"  export SLUICE_URL={system.url} SLUICE_TOKEN={system.token}\n  sluice devices\n\nCtrl-C ends it."
             )
             while not processes.dead():
