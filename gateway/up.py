@@ -30,14 +30,19 @@ BUSY_WAIT_S = 0.0005
 """How long a turn waits for messages while Kafka owes confirmations."""
 TOPICS_AGE_S = 1.0
 """Least time between two looks whether an unknown topic exists by now."""
+RECEIPT_MOST = 1000
+"""Samples in one receipt: 20 digits each, they stay below the bound of what is state in its size."""
 
 
 @dataclass(slots=True)
 class Delivery:
-    """An MQTT message on its way: how many records of it Kafka has not confirmed, whom to receipt then."""
+    """An MQTT message on its way: how many records of it Kafka has not confirmed, whom to receipt then.
+
+    While it is taken apart it counts for one more, so that it is not through before all its records are written.
+    """
 
     incoming: Incoming
-    left: int = 0
+    left: int = 1
     receipts: list[tuple[str, str, int]] = field(default_factory=list)
 
 
@@ -47,7 +52,7 @@ class Up:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.topics = names.MqttTopics(settings.topic_prefix)
-        self.writer = KafkaWriter(f"{settings.name}-up", settings.kafka, linger_ms=1)
+        self.writer = KafkaWriter(f"{settings.name}-up", settings.kafka, linger_ms=0)
         self.catalogue = KafkaReader(f"{settings.name}-topics", settings.kafka, f"sluice-{settings.name}-topics")
         share = f"$share/{settings.shared_group}/" if settings.shared_group else ""
         shared = [(share + self.topics.every(k), 1) for k in (*names.OUTCOME_KINDS, names.LETTER_KIND)]
@@ -61,6 +66,7 @@ class Up:
         )
         self._came: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
         self._places = threading.Semaphore(settings.in_flight)
+        self._stop = threading.Event()
         self._stopping = threading.Event()
         self._receipts: dict[tuple[str, str], list[int]] = defaultdict(list)
         self._under_way = 0
@@ -70,6 +76,7 @@ class Up:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; what is not confirmed by then stays with the broker."""
+        self._stop = stop
         self.door.start()
         while not stop.is_set():
             try:
@@ -90,9 +97,11 @@ class Up:
     def _take_in(self, incoming: Incoming) -> None:
         """From the network thread: waits for a place."""
         self._places.acquire()
-        if not self._stopping.is_set():
-            self._came.put(incoming)
-            metrics.GATEWAY_IN_FLIGHT.inc()
+        if self._stopping.is_set():
+            self._places.release()  # for the next one that waits here: it stays with the broker as well
+            return
+        self._came.put(incoming)
+        metrics.GATEWAY_IN_FLIGHT.inc()
 
     def _carry(self, incoming: Incoming) -> None:
         """Hand one message to Kafka, as what it is or as a dead letter."""
@@ -106,6 +115,13 @@ class Up:
             if str(error) not in self._held_told:
                 self._held_told = {*list(self._held_told)[:99], str(error)}
                 log.error("not receipted, the device keeps it: %s", error, extra={"topic": incoming.topic})
+        except TemporaryError as error:
+            log.warning("told to stop while Kafka is away, the broker keeps the message: %s", error)
+            return
+        self._one_less(delivery)
+
+    def _one_less(self, delivery: Delivery) -> None:
+        delivery.left -= 1
         if delivery.left == 0:
             self._confirmed(delivery)
 
@@ -160,11 +176,13 @@ class Up:
         topic = names.offload_topic(outcome.tier, outcome.model)
         now = time.monotonic()
         if topic not in self._known_topics and now >= self._topics_seen + TOPICS_AGE_S:
-            while not self._stopping.is_set():
+            while True:
                 try:
                     self._known_topics = self.catalogue.topic_names()
                     break
                 except TemporaryError:
+                    if self._stop.is_set():
+                        raise
                     self.writer.poll(0.1)
             self._topics_seen = time.monotonic()
         return topic if topic in self._known_topics else None
@@ -200,17 +218,19 @@ class Up:
                 raise RuntimeError(f"a dead letter cannot be written: {error}")
             if error is not None:
                 self._dead_letter(delivery, str(error), delivery.incoming.topic, value)
-            delivery.left -= 1
-            if delivery.left == 0:
-                self._confirmed(delivery)
+            self._one_less(delivery)
 
         while True:
             try:
                 self.writer.write(topic, value, key=key, headers=headers, on_delivery=confirmed)
             except TemporaryError:
+                if self._stop.is_set():
+                    raise
                 self.writer.poll(0.05)
+            except PermanentError as error:  # too large for the client already
+                return confirmed(error)
             else:
-                return
+                return None
 
     def _confirmed(self, delivery: Delivery) -> None:
         """All of a message is in Kafka: the broker may forget it, the device gets its receipts."""
@@ -222,6 +242,7 @@ class Up:
 
     def _send_receipts(self) -> None:
         for (device, epoch), seqs in self._receipts.items():
-            receipt = Receipt(epoch=epoch, seqs=seqs)
-            self.door.publish(self.topics.of(device, "receipt"), receipt.model_dump_json().encode())
+            for i in range(0, len(seqs), RECEIPT_MOST):
+                receipt = Receipt(epoch=epoch, seqs=seqs[i : i + RECEIPT_MOST])
+                self.door.publish(self.topics.of(device, "receipt"), receipt.model_dump_json().encode())
         self._receipts.clear()

@@ -33,9 +33,9 @@ def run(room: str, settings: RoomSettings, main: Callable[[threading.Event], Non
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threading.excepthook = _crash
-    if settings.metrics_port:
-        start_http_server(settings.metrics_port)
     try:
+        if settings.metrics_port:
+            _offer_metrics(settings.metrics_port)
         main(stop)
     except PermanentError as error:
         log.error("cannot go on: %s", error)
@@ -45,6 +45,13 @@ def run(room: str, settings: RoomSettings, main: Callable[[threading.Event], Non
         return 1
     log.info("stopped")
     return 0
+
+
+def _offer_metrics(port: int) -> None:
+    try:
+        start_http_server(port)
+    except (OSError, OverflowError) as error:
+        raise PermanentError(f"metrics_port {port}: {error}") from error
 
 
 def _crash(args: threading.ExceptHookArgs) -> None:

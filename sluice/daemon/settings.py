@@ -10,17 +10,19 @@ import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import first_cause
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class RoomSettings(BaseSettings):
@@ -34,6 +36,13 @@ class RoomSettings(BaseSettings):
     """Least level of log lines: DEBUG, INFO, WARNING or ERROR."""
     metrics_port: int = 0
     """Port of the Prometheus endpoint on all interfaces; 0: none."""
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, level: str) -> str:
+        if level.upper() not in LEVELS:
+            raise ValueError(f"use one of {', '.join(LEVELS)}")
+        return level.upper()
 
     @classmethod
     def settings_customise_sources(
@@ -60,8 +69,8 @@ def load(room: type[RoomT], config: Path | None = None, **given: Any) -> RoomT:
     values: dict[str, Any] = {}
     if config is not None:
         try:
-            values = tomllib.loads(config.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+            values = tomllib.loads(config.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise PermanentError(f"settings file {config}: {error}") from error
     # a class of its own per call: pydantic-settings gives its sources no other way in
     reader = type(
@@ -75,6 +84,8 @@ def load(room: type[RoomT], config: Path | None = None, **given: Any) -> RoomT:
     except ValidationError as error:
         prefix = str(room.model_config.get("env_prefix", ""))
         raise PermanentError(f"setting {prefix.upper()}{first_cause(error)}") from error
+    except SettingsError as error:  # a list or table in the environment that is not JSON
+        raise PermanentError(f"setting: {error}: lists and tables are written as JSON there") from error
 
 
-__all__ = ["EnvSettingsSource", "RoomSettings", "SettingsConfigDict", "load"]
+__all__ = ["RoomSettings", "SettingsConfigDict", "load"]

@@ -78,7 +78,8 @@ def up(
             brokers = system.brokers
             console.print(
                 f"\nMQTT       {brokers.host}:{brokers.port}\nKafka      {brokers.bootstrap}\n"
-                f"REST       {system.url}/v1\ndevices    {', '.join(system.devices)}\nlogs       {folder / 'logs'}\n\nIn another shell:\n"
+                f"REST       {system.url}/v1\ndevices    {', '.join(system.devices)}\n"
+                f"logs       {folder / 'logs'}\n\nIn another shell:\n"
                 f"  export SLUICE_URL={system.url} SLUICE_TOKEN={system.token}\n  sluice devices\n\nCtrl-C ends it."
             )
             while not processes.dead():

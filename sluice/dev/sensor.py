@@ -121,9 +121,9 @@ class Sensor:
         return True
 
     def stop(self) -> None:
-        """Disconnect."""
+        """Disconnect for good: the broker must not gather answers for a sensor that never comes back."""
         for door in [*self._doors.values(), *([self._scale] if self._scale else [])]:
-            door.stop()
+            door.stop(forget=True)
 
     def _answered(self, incoming: Incoming) -> None:
         now = time.monotonic_ns()

@@ -145,10 +145,17 @@ class MqttDoor:
         )
         self._client.loop_start()
 
-    def stop(self) -> None:
-        """Disconnect in an orderly way (no last will) and end the thread."""
+    def stop(self, *, forget: bool = False) -> None:
+        """Disconnect in an orderly way (no last will) and end the thread.
+
+        `forget` (MQTT 5): the broker drops our session; else it keeps messages for us until we come back.
+        """
         self._stopping = True
-        self._client.disconnect()
+        properties = None
+        if forget and self._properties is not None:
+            properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = 0
+        self._client.disconnect(properties=properties)
         self._client.loop_stop()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:

@@ -56,9 +56,13 @@ MEASURES: dict[str, Callable[[Floats], Floats]] = {
 
 
 def gate(measure: str, logits: Floats, temperature: float) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Labels (n,) int64, confidence (n,) float32 in 0..1 (larger is surer), probabilities (n, classes) float32."""
+    """Labels (n,) int64, confidence (n,) float32 in 0..1 (larger is surer), probabilities (n, classes) float32.
+
+    A sample whose logits are not numbers has confidence 0: no exit is sure of it.
+    """
     p = probabilities(logits, temperature)
-    return p.argmax(axis=1), MEASURES[measure](p), p
+    # a float32 measure may end a hair outside of 0..1; fmax takes the number where the other is NaN
+    return p.argmax(axis=1), np.fmin(np.fmax(MEASURES[measure](p), np.float32(0)), np.float32(1)), p
 
 
 def passes(policy: ExitPolicy, confidence: Floats) -> NDArray[np.bool_]:

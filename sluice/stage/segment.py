@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import platform
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ class RunningSegment:
         self._content = content
         self._threads = threads
         self._by_batch: dict[int, _Interpreter] = {}
-        wanted = {output.name for output in spec.outputs} | ({spec.exit.logits} if spec.exit else set())
+        wanted = {output.name for output in spec.outputs} | spec.logits
         if missing := wanted - self._at(1).outputs.keys():
             raise PermanentError(f"segment {spec.index} does not make {sorted(missing)}")
 
@@ -135,20 +137,30 @@ def load_segments(folder: Path, manifest: Manifest, indices: range, threads: int
 
 
 def prove(segment: RunningSegment, golden: bytes) -> None:
-    """Run the golden samples and compare; `PermanentError` when an output is off by more than the tolerance."""
+    """Run the golden samples and compare every output.
+
+    Raises `PermanentError` when one is off by more than the tolerance, or when there is nothing to compare it with.
+    """
     spec = segment.spec
     try:
         with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
             samples = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise PermanentError(f"segment {spec.index}: golden samples cannot be read: {error}") from error
     inputs = {name.removeprefix("in."): a for name, a in samples.items() if name.startswith("in.")}
     wanted = {name.removeprefix("out."): a for name, a in samples.items() if name.startswith("out.")}
-    if not inputs.keys() >= {s.name for s in spec.inputs} or not wanted:
+    shapes = {output.name: output.shape for output in spec.outputs}
+    if not inputs.keys() >= {s.name for s in spec.inputs} or not wanted.keys() >= shapes.keys() | spec.logits:
         raise PermanentError(f"segment {spec.index}: golden samples are incomplete")
-    made = segment.run(inputs)
+    if not all(array.ndim and len(array) for array in samples.values()):
+        raise PermanentError(f"segment {spec.index}: there are no golden samples")
+    try:
+        made = segment.run(inputs)
+    except (ValueError, RuntimeError) as error:
+        raise PermanentError(f"segment {spec.index} cannot run its golden samples: {error}") from error
     for name, expected in wanted.items():
-        if name not in made or made[name].shape != expected.shape:
+        shape = (expected.shape[0], *shapes.get(name, expected.shape[1:]))
+        if name not in made or not made[name].shape == expected.shape == shape:
             raise PermanentError(f"segment {spec.index}: golden output {name!r} has another shape")
         off = float(np.max(np.abs(made[name].astype(np.float64) - expected.astype(np.float64)), initial=0.0))
         if not off <= spec.tolerance:

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 from pathlib import Path
+from typing import Any
 
 from sluice.daemon.life import Backoff
 from sluice.doors.http import HttpDoor
@@ -22,6 +23,8 @@ from sluice.wire.names import Tier
 log = logging.getLogger(__name__)
 
 MOST_REFUSED = 1000
+MOST_HELD = 16
+"""Bundles in memory; the one that was not used for the longest time goes, and comes back from the folder."""
 
 
 class Shelf:
@@ -48,14 +51,15 @@ class Shelf:
         Raises `PermanentError` when it was found that it cannot be had: no such bundle, a bad signature, a failed
         golden sample.
         """
-        stage = self._held.get(digest)
-        if stage is None:
-            if reason := self._refused.get(digest):
-                raise PermanentError(reason)
-            if digest not in self._wanted:
-                self._wanted.add(digest)
-                self._orders.put(digest)
-        return stage
+        if stage := self._held.pop(digest, None):
+            self._held[digest] = stage  # last in the order of use
+            return stage
+        if reason := self._refused.get(digest):
+            raise PermanentError(reason)
+        if digest not in self._wanted:
+            self._wanted.add(digest)
+            self._orders.put(digest)
+        return None
 
     def arrived(self) -> set[str]:
         """Digests whose fate has become known since the last call."""
@@ -64,10 +68,10 @@ class Shelf:
             digest, result = self._arrivals.get()
             self._wanted.discard(digest)
             if isinstance(result, Stage):
+                _make_room(self._held, MOST_HELD)
                 self._held[digest] = result
             else:
-                if len(self._refused) >= MOST_REFUSED:
-                    self._refused.pop(next(iter(self._refused)))
+                _make_room(self._refused, MOST_REFUSED)
                 self._refused[digest] = str(result)
                 log.error("bundle %s… is refused: %s", digest[:12], result)
             digests.add(digest)
@@ -80,19 +84,17 @@ class Shelf:
         self._thread.join()
 
     def _serve(self) -> None:
-        while (digest := self._orders.get()) is not None:
-            backoff = Backoff()
-            while not self._closing.is_set():
-                try:
-                    self._arrivals.put((digest, self._fetch(digest)))
-                except PermanentError as error:
-                    self._arrivals.put((digest, error))
-                except TemporaryError as error:
-                    wait_s = backoff.wait_s()
-                    log.warning("bundle %s… is not there yet: %s", digest[:12], error)
-                    self._closing.wait(wait_s)
-                    continue
-                break
+        backoff = Backoff()
+        while (digest := self._orders.get()) is not None and not self._closing.is_set():
+            try:
+                self._arrivals.put((digest, self._fetch(digest)))
+                backoff.reset()
+            except PermanentError as error:
+                self._arrivals.put((digest, error))
+            except TemporaryError as error:
+                log.warning("bundle %s… is not there yet: %s", digest[:12], error)
+                self._closing.wait(backoff.wait_s())
+                self._orders.put(digest)  # behind the others: it must not keep them waiting
 
     def _fetch(self, digest: str) -> Stage:
         folder = self._folder / digest
@@ -116,3 +118,8 @@ class Shelf:
             extra={"model": manifest.model, "tier": self.tier},
         )
         return Stage(self.tier, digest, manifest, indices.start, segments)
+
+
+def _make_room(shelf: dict[str, Any], most: int) -> None:
+    while len(shelf) >= most:
+        shelf.pop(next(iter(shelf)))

@@ -57,8 +57,10 @@ def loaded_by(manifest: Manifest, tier: Tier) -> range:
 def unpack(offload: Offload, manifest: Manifest) -> Work:
     """Decode the tensors of `offload` against the manifest.
 
-    Raises `PermanentError` unless they are exactly what crosses into its next segment.
+    Raises `PermanentError` unless they are exactly what crosses into its next segment, of the same model.
     """
+    if offload.model != manifest.model:
+        raise PermanentError(f"offload is of model {offload.model!r}, its bundle of {manifest.model!r}")
     if offload.next_segment >= len(manifest.segments):
         raise PermanentError(f"next_segment {offload.next_segment} of {len(manifest.segments)} segments")
     specs = {spec.name: spec for spec in manifest.crossing(offload.next_segment)}
@@ -161,7 +163,7 @@ def predict(
         tier=tier,
         exit=belief.exit,
         label=belief.label,
-        confidence=min(belief.confidence, 1.0),
+        confidence=belief.confidence,
         outputs=b"" if outputs is None else outputs.astype("<f4").tobytes(),
         status=status,
         reason=reason,

@@ -68,7 +68,7 @@ def open_bundle(folder: Path, digest: str | None = None, public_keys: Iterable[s
     except OSError as error:
         raise PermanentError(f"{folder} is not a bundle: {error.strerror} ({MANIFEST})") from error
     signature_file = folder / SIGNATURE
-    signature = signature_file.read_text().strip() if signature_file.exists() else None
+    signature = signature_file.read_bytes().decode("ascii", "replace").strip() if signature_file.exists() else None
     manifest = check_manifest(data, signature, digest, public_keys)
     return Bundle(folder, sha256(data), manifest)
 

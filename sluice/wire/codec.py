@@ -112,12 +112,12 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 
 
 def _inflate(data: bytes, size: int) -> bytes:
-    """Decompress to exactly `size` bytes; a frame that declares another size is refused before it is opened."""
+    """Decompress one whole frame to exactly `size` bytes; one that declares another size is refused unopened."""
     try:
         declared = zstandard.frame_content_size(data)
         if declared != size:
             raise PermanentError(f"zstd frame declares {declared} bytes where {size} are expected")
-        inflated: bytes = _decompressor().decompress(data, max_output_size=size)
+        inflated: bytes = _decompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PermanentError(f"broken zstd frame: {error}") from error
     return inflated

@@ -7,8 +7,9 @@ models here are the format: pydantic checks a manifest when it is read, and `Man
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,7 +32,7 @@ class TensorSpec(Part):
 
     name: str = Field(min_length=1, max_length=200)
     dtype: Literal["float32", "float16", "int8", "uint8", "int32", "int64", "bool"]
-    shape: tuple[int, ...] = Field(max_length=8)
+    shape: tuple[Annotated[int, Field(gt=0)], ...] = Field(max_length=8)
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     zero_point: int | None = Field(default=None, ge=-128, le=127)
 
@@ -86,8 +87,13 @@ class Segment(Part):
     macs: int = Field(ge=0)
     golden: Blob
     """An npz: `in.<tensor>` and `out.<tensor>` (logits too), each (n, *shape)."""
-    tolerance: float = Field(gt=0)
+    tolerance: float = Field(gt=0, allow_inf_nan=False)
     """Largest absolute difference from the golden outputs; runtimes and CPUs differ in the last bit."""
+
+    @property
+    def logits(self) -> set[str]:
+        """The name of its exit's logits, or none."""
+        return {self.exit.logits} if self.exit else set()
 
 
 class ExitPolicy(Part):
@@ -98,8 +104,8 @@ class ExitPolicy(Part):
     """
 
     measure: Literal["max_prob", "entropy", "margin"]
-    threshold: float = Field(ge=0)
-    temperature: float = Field(gt=0, default=1.0)
+    threshold: float = Field(ge=0, allow_inf_nan=False)
+    temperature: float = Field(gt=0, default=1.0, allow_inf_nan=False)
 
 
 class Certificate(Part):
@@ -176,7 +182,9 @@ class Manifest(Part):
         return [blob for i in wanted for blob in (self.segments[i].file, self.segments[i].golden)]
 
     @model_validator(mode="after")
-    def _fits(self) -> Manifest:
+    def _segments_fit(self) -> Manifest:
+        if twice := _twice(spec.name for spec in self.inputs):
+            raise ValueError(f"two inputs are called {twice!r}")
         for i, segment in enumerate(self.segments):
             if segment.index != i:
                 raise ValueError(f"segment {i} says that it is {segment.index}")
@@ -186,8 +194,17 @@ class Manifest(Part):
                     raise ValueError(f"segment {i} reads {spec.name!r}, which does not cross into it as such")
             if missing := set(segment.passes) - known.keys():
                 raise ValueError(f"segment {i} passes on {sorted(missing)}, which do not cross into it")
+            made = [spec.name for spec in segment.outputs] + sorted(segment.logits)
+            if twice := _twice((*made, *segment.passes)):
+                raise ValueError(f"segment {i} gives two tensors called {twice!r}")
         if self.segments[-1].exit is None:
             raise ValueError("the last segment has no exit")
+        return self
+
+    @model_validator(mode="after")
+    def _operating_points_fit(self) -> Manifest:
+        if twice := _twice(point.id for point in self.operating_points):
+            raise ValueError(f"two operating points are called {twice!r}")
         for point in self.operating_points:
             if len(point.placement) != len(self.segments):
                 raise ValueError(f"operating point {point.id!r} places {len(point.placement)} segments")
@@ -197,6 +214,16 @@ class Manifest(Part):
             if len(point.policies) != len(self.exits):
                 raise ValueError(f"operating point {point.id!r} has {len(point.policies)} exit policies")
         return self
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that comes a second time."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -210,7 +237,8 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def first_cause(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, in one line: `where: what`."""
+    """The first thing that pydantic found wrong, in one line of 300 characters at most: `where: what`."""
     cause = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(step) for step in cause["loc"])
-    return f"{where}: {cause['msg']}" if where else cause["msg"]
+    what = f"{where}: {cause['msg']}" if where else cause["msg"]
+    return " ".join(what.split())[:300]

@@ -7,7 +7,6 @@ signatures are written as base64.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,7 +35,7 @@ def load_or_make_key(path: Path) -> Ed25519PrivateKey:
         return key
     try:
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except ValueError as error:
+    except (OSError, TypeError, ValueError) as error:
         raise PermanentError(f"signing key {path}: {error}") from error
     if not isinstance(loaded, Ed25519PrivateKey):
         raise PermanentError(f"signing key {path} is not an Ed25519 key")
@@ -55,14 +54,21 @@ def sign(key: Ed25519PrivateKey, data: bytes) -> str:
 
 
 def verify(public_keys: Iterable[str], data: bytes, signature: str) -> None:
-    """Return if one of `public_keys` (base64) made `signature` (base64) over `data`; else `PermanentError`."""
+    """Return if one of `public_keys` (base64) made `signature` (base64) over `data`; else `PermanentError`.
+
+    A text among `public_keys` that is no key is a `PermanentError` too, which says so.
+    """
     try:
         raw = base64.b64decode(signature, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise PermanentError("signature is not base64") from error
     for text in public_keys:
         try:
-            Ed25519PublicKey.from_public_bytes(base64.b64decode(text)).verify(raw, data)
+            key = Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+        except ValueError as error:
+            raise PermanentError(f"trusted key {text[:60]!r} is no Ed25519 public key in base64") from error
+        try:
+            key.verify(raw, data)
         except InvalidSignature:
             continue
         else:

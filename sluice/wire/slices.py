@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sluice.wire.errors import PermanentError
 
-_SLICE = re.compile(r"([A-Za-z0-9._-]{1,249}):(\d{1,9}):(\d{1,18}):(\d{1,18})")
+_SLICE = re.compile(r"([A-Za-z0-9._-]{1,249}):(\d{1,9}):(\d{1,18}):(\d{1,18})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
