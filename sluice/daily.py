@@ -24,6 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 WATCH_S = 1.0
 ROLLOUT_S = 120.0
+STREAM_S = 10.0
 
 
 def _client(url: str | None, token: str | None) -> Client:
@@ -96,6 +97,7 @@ def train(
             client.upload_model(model, source)
         elif source is not None:
             client.add_model(model, source.read_text())
+        client.stream(stream, wait_s=STREAM_S)  # what was just sent is known a moment later
         started = client.train(model, stream, **settings)["id"]
         done = _follow("training", lambda change: client.wait_for_training(started, change), as_json)
         result: dict[str, Any] = {"training": done["id"], "metrics": done["result"].get("metrics", {})}

@@ -1,5 +1,6 @@
 """`docker-compose.yml` and `Dockerfile`, as far as they can be checked without an engine: names, values, files."""
 
+import base64
 import re
 import runpy
 import tomllib
@@ -28,13 +29,14 @@ ROOMS: dict[str, type[RoomSettings]] = {
 PREFIX_OF = {"cloud": "CLOUD_", "results-writer": "CLOUD_", "gateway": "GATEWAY_", "stage": "STAGE_"} | {
     "edge-agent": "EDGE_"
 }
+KEY = base64.b64encode(bytes(32)).decode()
 GIVEN = {
     "POSTGRES_PASSWORD": "secret1",
     "GATEWAY_PASSWORD": "secret2",
     "DEVICE_PASSWORD": "secret3",
     "STAGE_TOKEN": "token1",
     "DEVICE_TOKEN": "token2",
-    "PUBLIC_KEYS": '["key"]',
+    "PUBLIC_KEYS": f'["{KEY}"]',
 }
 VARIABLE = re.compile(r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}")
 
@@ -122,7 +124,7 @@ def test_the_values_are_what_the_room_takes(name: str, monkeypatch: pytest.Monke
     else:
         assert settings.metrics_port == 9100, "the health check asks there"
     if isinstance(settings, StageSettings | EdgeSettings):
-        assert settings.public_keys == ["key"]
+        assert settings.public_keys == [KEY]
 
 
 def test_without_a_public_key_nothing_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

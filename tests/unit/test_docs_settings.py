@@ -1,5 +1,6 @@
 """`docs/settings.md` names every setting of every room, says what each means, and is what `docs/settings.py` writes."""
 
+import base64
 import runpy
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def test_what_the_page_says_of_names_holds(tmp_path: Path, monkeypatch: pytest.M
     from sluice.wire.errors import PermanentError
 
     file = tmp_path / "edge.toml"
-    file.write_text('device_id = "a"\npublic_keys = ["k"]\n[sensor]\nformat = "csv"\nwindow = 3\n')
+    key = base64.b64encode(bytes(32)).decode()
+    file.write_text(f'device_id = "a"\npublic_keys = ["{key}"]\n[sensor]\nformat = "csv"\nwindow = 3\n')
     monkeypatch.setenv("EDGE_SENSOR__WINDOW", "4")
     monkeypatch.setenv("EDGE_NO_SUCH_SETTING", "1")
     settings = load(EdgeSettings, file)
