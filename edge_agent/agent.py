@@ -33,12 +33,25 @@ from sluice.wire.codec import encode_tensor
 from sluice.wire.errors import PermanentError, UnknownSchemaError
 from sluice.wire.messages import Offload, Outcome, Prediction
 from sluice.wire.names import LETTER_KIND, MqttTopics
-from sluice.wire.state import DeadLetter, Desired, DeviceStatus, Receipt, Reported, parse_state, unseal
+from sluice.wire.state import (
+    MAX_STATE_BYTES,
+    DeadLetter,
+    Desired,
+    DeviceStatus,
+    Receipt,
+    Reported,
+    parse_state,
+    unseal,
+)
 
 log = logging.getLogger(__name__)
 
 LAZY_COMMIT_S = 0.3
 """Longest time that deletions wait for a transaction to go along with."""
+LETTER_DATA_BYTES = (MAX_STATE_BYTES - 10_000) * 3 // 4
+"""Bytes of a bad payload that go into a dead letter, which is state in its size: base64, reason and origin fit too."""
+LETTERS_MOST = 200
+"""Dead letters that are kept in memory while the link is down."""
 VERSION = version("sluice")
 
 
@@ -237,7 +250,8 @@ class Agent:
         self.stage, self.desired, self.last_error = result.stage, result.desired, None
         self.since_us = time.time_ns() // 1000
         self.store.set_fact("desired", result.envelope)
-        keep_only(self.settings.data, {result.desired.bundle, before.bundle if before else ""})
+        kept = {result.desired.bundle, before.bundle if before else "", self.updater.ordered}
+        keep_only(self.settings.data, kept)
         log.info(
             "runs bundle %s… at operating point %s",
             result.desired.bundle[:12],
@@ -256,7 +270,7 @@ class Agent:
         except PermanentError as error:
             self.last_error = f"what ran before cannot be taken up: {error}"
             log.error(self.last_error)
-            self.revision = 0  # what the control plane desires is looked at again, whatever its revision
+            self.revision = max(0, self.revision - 1)  # what was looked at last is looked at again, nothing older
             self._report_due = True
 
     def _refuse(self, reason: str, incoming: Incoming) -> None:
@@ -265,7 +279,7 @@ class Agent:
         self.outbox.counters["refused"] += 1
         self.last_error = reason[:500]
         self._report_due = True
-        data = base64.b64encode(incoming.payload[: self.settings.message_limit_bytes // 2]).decode()
+        data = base64.b64encode(incoming.payload[:LETTER_DATA_BYTES]).decode()
         self._letters.append(DeadLetter(reason=reason[:1000], origin=incoming.topic[:300], data=data))
 
     def _after_commit(self) -> None:
@@ -287,8 +301,8 @@ class Agent:
                     self._reported().model_dump_json().encode(),
                     retain=True,
                 )
-        elif len(self._letters) > 1000:
-            del self._letters[:-1000]
+        elif len(self._letters) > LETTERS_MOST:
+            del self._letters[:-LETTERS_MOST]
         if self._tidied >= 1000:
             self._tidied = 0
             self.store.forget_seen(self.settings.source_ids_kept)

@@ -27,6 +27,11 @@ from sluice.wire.names import MqttTopics
 
 log = logging.getLogger(__name__)
 
+TELLING_MOST = 1000
+"""Answers handed to the sensor broker and not taken by it yet; message ids are 16 bits, so there must be a bound."""
+ACKS_MOST = 32
+"""Answers from above that wait to be acknowledged until the store is durable; at this number it is made so at once."""
+
 
 @dataclass(slots=True)
 class Entry:
@@ -39,7 +44,7 @@ class Entry:
     """For an answer from above (else it is an own final answer)."""
     receipted: bool = False
     told: bool = False
-    """The final answer was taken by the sensor broker."""
+    """The final answer was taken by the sensor broker; for one from above: it is here and being told."""
     told_provisionally: bool = False
 
 
@@ -60,8 +65,13 @@ class Outbox:
         self._sent: OrderedDict[int, float] = OrderedDict()
         self._timeouts: deque[tuple[float, int]] = deque()
         self._expiries: deque[tuple[float, int]] = deque()
-        self._to_tell: list[tuple[Prediction, Incoming | None]] = []
-        self._telling: dict[int, tuple[int, Incoming | None]] = {}
+        self._to_tell: deque[Prediction] = deque()
+        self._telling: dict[int, int | None] = {}
+        """Message id: the sample whose final answer it is."""
+        self._from_above: dict[int, list[Incoming]] = {}
+        """The messages that brought the answer of a sample which is being told."""
+        self._to_ack: deque[tuple[int, Incoming]] = deque()
+        """(number of commits when its sample left, message from above): acknowledged after one more."""
         self._load()
 
     def _load(self) -> None:
@@ -70,15 +80,15 @@ class Outbox:
         for row in self.store.rows():
             outcome = messages.decode(row.payload)
             waits = isinstance(outcome, Offload) or outcome.reason == "expired"
-            self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, row.receipted)
+            self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, row.receipted, row.told)
             if not row.receipted:
                 self.bytes += len(row.payload)
                 self._unsent.append(row.seq)
             if isinstance(outcome, Offload):
                 self._timeouts.append((now + self.settings.answer_timeout_s, row.seq))
                 self._expiries.append((now + outcome.ttl_ms / 1000, row.seq))
-            elif not waits:
-                self._to_tell.append((outcome, None))
+            elif not waits and not row.told:
+                self._to_tell.append(outcome)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -90,7 +100,7 @@ class Outbox:
             payload = messages.encode(outcome)
             if isinstance(outcome, Prediction):
                 kind = "prediction"
-                self._to_tell.append((outcome, None))
+                self._to_tell.append(outcome)
             else:
                 kind = "offload"
                 self._timeouts.append((now + self.settings.answer_timeout_s, outcome.seq))
@@ -114,35 +124,48 @@ class Outbox:
                 continue
             entry.receipted = True
             self.bytes -= len(entry.payload)
-            if entry.told:
+            if entry.told and not entry.waits:  # one from above is only being told yet; `published` finishes it
                 self._finish(seq)
             else:
                 self.store.set_receipted(seq)
 
     def answer(self, prediction: Prediction, incoming: Incoming) -> None:
-        """An answer from above; a repeat, or one for a sample that is finished, is counted and not shown."""
-        entry = self._entries.get(prediction.seq)
-        known = prediction.epoch == self.store.epoch and entry is not None and entry.waits and not entry.told
-        if not known or prediction.status != "final":
-            self.counters["answers_repeated"] += 1
-            metrics.EDGE_ANSWER_REPEATS.inc()
-            self.uplink.ack(incoming)
+        """An answer from above; a repeat, or one for a sample that is finished, is counted and not shown.
+
+        `incoming` is acknowledged when the sample has left the store for good: until then only the broker has it.
+        """
+        entry = self._entries.get(prediction.seq) if prediction.epoch == self.store.epoch else None
+        if entry is None or not entry.waits or prediction.status != "final":
+            self._repeated()
+            self._acknowledge(incoming)
             return
-        assert entry is not None
+        self._from_above.setdefault(prediction.seq, []).append(incoming)
+        if entry.told:
+            self._repeated()
+            return
         entry.told = True
-        self._to_tell.append((prediction, incoming))
+        self._to_tell.append(prediction)
+
+    def _repeated(self) -> None:
+        self.counters["answers_repeated"] += 1
+        metrics.EDGE_ANSWER_REPEATS.inc()
+
+    def _acknowledge(self, incoming: Incoming) -> None:
+        """Acknowledge after the next commit, which is hurried when many wait."""
+        self._to_ack.append((self.store.commits, incoming))
+        self.store.dirty |= len(self._to_ack) >= ACKS_MOST
 
     def published(self, mid: int) -> None:
         """The sensor broker has the answer that was published under `mid`."""
-        seq, incoming = self._telling.pop(mid, (-1, None))
-        entry = self._entries.get(seq)
-        if incoming is not None:
-            self.uplink.ack(incoming)
-        if entry is None:
+        seq = self._telling.pop(mid, None)
+        entry = None if seq is None else self._entries.get(seq)
+        if seq is None or entry is None:
             return
         entry.told = True
         if entry.waits or entry.receipted:
             self._finish(seq)
+        else:
+            self.store.set_told(seq)
 
     def link_is_up(self) -> None:
         """The client sends again by itself what was under way; it gets its full time for a receipt."""
@@ -174,20 +197,24 @@ class Outbox:
     def after_commit(self) -> None:
         """Publish what is durable now: answers on the sensor broker, outcomes to the gateway."""
         device = self.settings.device_id
-        for prediction, incoming in self._to_tell:
-            payload = messages.encode(prediction)
-            mid = self.sensor.publish(self.topics.of(device, "answer"), payload)
-            if prediction.status == "final":
-                self._telling[mid] = (prediction.seq, incoming)
+        while self._to_ack and self._to_ack[0][0] < self.store.commits:
+            self.uplink.ack(self._to_ack.popleft()[1])
+        while self._to_tell and len(self._telling) < TELLING_MOST:
+            prediction = self._to_tell.popleft()
+            mid = self.sensor.publish(self.topics.of(device, "answer"), messages.encode(prediction))
+            self._telling[mid] = prediction.seq if prediction.status == "final" else None
             metrics.EDGE_ANSWERS.labels(prediction.tier, prediction.status).inc()
-        self._to_tell.clear()
+        metrics.EDGE_OUTBOX.set(len(self._entries))
+        metrics.EDGE_OUTBOX_BYTES.set(self.bytes)
         if not self.uplink.up.is_set():
             return
         now = monotonic()
+        late = []
         while self._sent and next(iter(self._sent.values())) + self.settings.receipt_timeout_s <= now:
-            seq, _ = self._sent.popitem(last=False)
-            self._unsent.appendleft(seq)
-            self.counters["outcomes_sent_again"] += 1
+            late.append(self._sent.popitem(last=False)[0])
+        if late:
+            self._unsent.extendleft(reversed(late))
+            self.counters["outcomes_sent_again"] += len(late)
         while self._unsent and len(self._sent) < self.settings.uplink_in_flight:
             seq = self._unsent.popleft()
             entry = self._entries.get(seq)
@@ -198,8 +225,6 @@ class Outbox:
             self._sent[seq] = now
             metrics.EDGE_BYTES_UP.inc(len(payload))
             self.counters["bytes_up"] += len(payload)
-        metrics.EDGE_OUTBOX.set(len(self._entries))
-        metrics.EDGE_OUTBOX_BYTES.set(self.bytes)
 
     def _with_ttl_left(self, entry: Entry, now: float) -> bytes:
         """The payload with the time that its sample has left, where that has changed."""
@@ -218,7 +243,7 @@ class Outbox:
         assert isinstance(offload, Offload)
         belief = best_belief(offload)
         if belief is not None:
-            self._to_tell.append((predict(offload, belief, "edge", "provisional", reason), None))
+            self._to_tell.append(predict(offload, belief, "edge", "provisional", reason))
             self.counters[f"provisional_{reason}"] += 1
 
     def _expire(self, seq: int, entry: Entry) -> None:
@@ -242,18 +267,26 @@ class Outbox:
         if not entry.receipted:
             self.bytes -= len(entry.payload)
         self.store.remove(seq)
+        for incoming in self._from_above.pop(seq, ()):
+            self._acknowledge(incoming)
 
     def _bound(self, now: float) -> None:
         """Keep to the bounds of bytes and age: the oldest go first, counted and reported."""
-        dropped = 0
-        while self._entries:
-            seq, entry = next(iter(self._entries.items()))
-            too_old = now - entry.born > self.settings.outbox_age_s
-            if not too_old and (self.bytes <= self.settings.outbox_bytes or len(self._entries) == 1):
+        dropped = []
+        over = self.bytes - self.settings.outbox_bytes
+        for seq, entry in self._entries.items():
+            if now - entry.born > self.settings.outbox_age_s:
+                dropped.append(seq)
+            elif over <= 0 or seq == next(reversed(self._entries)):
                 break
+            elif not entry.receipted:  # one that is receipted only waits for its answer and takes no room
+                dropped.append(seq)
+            else:
+                continue
+            over -= 0 if entry.receipted else len(entry.payload)
+        for seq in dropped:
             self._finish(seq)
-            dropped += 1
         if dropped:
-            self.counters["outbox_dropped"] += dropped
-            metrics.EDGE_DROPPED.inc(dropped)
-            log.error("outbox is full: %d oldest outcomes dropped", dropped)
+            self.counters["outbox_dropped"] += len(dropped)
+            metrics.EDGE_DROPPED.inc(len(dropped))
+            log.error("outbox is full: %d oldest outcomes dropped", len(dropped))

@@ -31,8 +31,13 @@ def read(payload: bytes, sensor: Sensor) -> Reading:
         raise PermanentError("reading has no values")
     if not np.isfinite(values).all():
         raise PermanentError("reading has values that are not finite")
-    if source_id is not None and len(source_id) > MAX_ID:
-        raise PermanentError(f"source id of {len(source_id)} characters is over {MAX_ID}")
+    if source_id is not None:
+        if len(source_id) > MAX_ID:
+            raise PermanentError(f"source id of {len(source_id)} characters is over {MAX_ID}")
+        try:
+            source_id.encode()
+        except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair, which no store and no message takes
+            raise PermanentError("source id is not Unicode text") from error
     return values, source_id
 
 
@@ -45,7 +50,7 @@ def _json(payload: bytes, sensor: Sensor) -> Reading:
     if values is None:
         raise PermanentError(f"reading has nothing at {sensor.values_path!r}")
     source_id = _at(document, sensor.source_id_path)
-    return _numbers(values), None if source_id is None else str(source_id)
+    return _numbers(values), None if source_id is None else str(source_id) or None
 
 
 def _at(document: Any, path: str) -> Any:

@@ -21,7 +21,8 @@ from sluice.wire.errors import PermanentError
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (
-    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload BLOB NOT NULL, receipted INTEGER NOT NULL DEFAULT 0);
+    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload BLOB NOT NULL, receipted INTEGER NOT NULL DEFAULT 0,
+    told INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS journal (position INTEGER PRIMARY KEY AUTOINCREMENT, reading BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS seen (position INTEGER PRIMARY KEY AUTOINCREMENT, source_id TEXT NOT NULL UNIQUE);
 """
@@ -35,6 +36,7 @@ class Row:
     kind: str
     payload: bytes
     receipted: bool
+    told: bool
 
 
 class Store:
@@ -62,6 +64,8 @@ class Store:
         self.epoch = epoch.hex()
         self.next_seq = int(self.fact("next_seq") or b"0")
         self.dirty = False
+        self.commits = 0
+        """Transactions made durable so far: what must wait for the next one remembers this number."""
         self.commit()
 
     def begin(self) -> None:
@@ -74,6 +78,7 @@ class Store:
             self.set_fact("next_seq", str(self.next_seq).encode())
         self._db.execute("COMMIT")
         self.dirty = False
+        self.commits += 1
         self.begin()
 
     def close(self) -> None:
@@ -105,7 +110,7 @@ class Store:
         self.dirty = True
         self._db.execute(
             "INSERT INTO outbox (seq, kind, payload) VALUES (?, ?, ?) ON CONFLICT (seq) DO UPDATE SET "
-            "kind = excluded.kind, payload = excluded.payload, receipted = 0",
+            "kind = excluded.kind, payload = excluded.payload, receipted = 0, told = 0",
             (seq, kind, payload),
         )
 
@@ -113,14 +118,19 @@ class Store:
         """The outcome is in Kafka; what is left of it here waits for its answer."""
         self._db.execute("UPDATE outbox SET receipted = 1 WHERE seq = ?", (seq,))
 
+    def set_told(self, seq: int) -> None:
+        """The final answer was told; what is left of it here waits for its receipt."""
+        self._db.execute("UPDATE outbox SET told = 1 WHERE seq = ?", (seq,))
+
     def remove(self, seq: int) -> None:
         """The sample is finished, or dropped."""
         self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
 
     def rows(self) -> Iterator[Row]:
         """The whole outbox, oldest first."""
-        for seq, kind, payload, receipted in self._db.execute("SELECT * FROM outbox ORDER BY seq"):
-            yield Row(seq, kind, payload, bool(receipted))
+        found = self._db.execute("SELECT seq, kind, payload, receipted, told FROM outbox ORDER BY seq")
+        for seq, kind, payload, receipted, told in found:
+            yield Row(seq, kind, payload, bool(receipted), bool(told))
 
     def push_reading(self, values: Values) -> None:
         """Append a reading to the window journal."""
@@ -147,4 +157,7 @@ class Store:
 
     def forget_seen(self, keep: int) -> None:
         """Remember only the last `keep` source ids."""
-        self._db.execute("DELETE FROM seen WHERE position <= (SELECT MAX(position) FROM seen) - ?", (keep,))
+        self._db.execute(
+            "DELETE FROM seen WHERE position <= (SELECT position FROM seen ORDER BY position DESC LIMIT 1 OFFSET ?)",
+            (keep,),
+        )

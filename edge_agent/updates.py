@@ -19,6 +19,7 @@ from sluice.doors.http import HttpDoor
 from sluice.stage.segment import load_segments
 from sluice.stage.step import Stage, loaded_by
 from sluice.wire import bundle as bundles
+from sluice.wire.codec import CODECS
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.state import Desired
 
@@ -45,7 +46,9 @@ def prepare_local(settings: EdgeSettings, desired: Desired) -> Stage:
     manifest = bundles.open_bundle(folder, desired.bundle, settings.public_keys).manifest
     if manifest.model != desired.model:
         raise PermanentError(f"bundle is of model {manifest.model!r}, desired is {desired.model!r}")
-    manifest.operating_point(desired.operating_point)
+    codec = manifest.operating_point(desired.operating_point).codec
+    if codec not in CODECS:
+        raise PermanentError(f"codec {codec[:40]!r} is unknown to this agent's version; known: {', '.join(CODECS)}")
     if len(manifest.inputs) != 1:
         raise PermanentError(f"model has {len(manifest.inputs)} inputs; this agent feeds one")
     indices = loaded_by(manifest, "edge")
@@ -70,6 +73,11 @@ class Updater:
         """Prepare `desired`; an order that has not been finished is given up for it."""
         self._newest = (desired, envelope)
         self._ordered.set()
+
+    @property
+    def ordered(self) -> str:
+        """Digest of the bundle that was ordered last, which may be on its way; empty if none was."""
+        return self._newest[0].bundle if self._newest else ""
 
     def close(self) -> None:
         """End the thread; a download under way is left."""
@@ -118,7 +126,7 @@ class Updater:
 
 
 def keep_only(data: Path, digests: set[str]) -> None:
-    """Remove the bundles that are neither running nor the one before."""
+    """Remove the bundles that nobody needs: neither running, nor the one before, nor on their way."""
     for folder in (data / "bundles").glob("*"):
         if folder.name not in digests:
             shutil.rmtree(folder)

@@ -48,8 +48,8 @@ def as_input(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """
     if values.size != spec.size:
         raise PermanentError(f"{values.size} values where input {spec.name!r} takes {spec.size}")
-    if not spec.is_float:
-        info = np.iinfo(spec.dtype)
+    if spec.dtype != "bool":
+        info = np.finfo(spec.dtype) if spec.is_float else np.iinfo(spec.dtype)
         if values.min() < info.min or values.max() > info.max:
             raise PermanentError(f"values from {values.min():g} to {values.max():g} do not fit {spec.dtype}")
     return values.astype(spec.dtype).reshape(spec.shape)

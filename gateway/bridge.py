@@ -24,5 +24,8 @@ def run(settings: GatewaySettings, stop: threading.Event) -> None:
     downward = threading.Thread(target=down.run, args=(stop,), name="down")
     downward.start()
     log.info(READY)
-    up.run(stop)
-    downward.join()
+    try:
+        up.run(stop)
+    finally:
+        stop.set()  # a defect on the way up ends the whole process: half a gateway would look alive
+        downward.join()

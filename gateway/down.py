@@ -35,7 +35,10 @@ class Progress:
 
     def begin(self, record: Record) -> None:
         """A record is being worked on."""
-        self._open.setdefault((record.topic, record.partition), OrderedDict())[record.offset] = False
+        offsets = self._open.setdefault((record.topic, record.partition), OrderedDict())
+        if offsets and record.offset <= next(reversed(offsets)):
+            offsets.clear()  # the topic partition went and came back: from here on everything is read again
+        offsets[record.offset] = False
 
     def done(self, place: TopicPartition, offset: int) -> None:
         """A record is through; one of a topic partition that was taken away is forgotten already."""
@@ -72,6 +75,8 @@ class Down:
         self.door = MqttDoor("downlink", settings.broker, f"{settings.name}-down", on_published=self._published.append)
         self.progress = Progress()
         self._by_mid: dict[int, tuple[TopicPartition, int]] = {}
+        self._to_commit: dict[TopicPartition, int] = {}
+        """Offsets that Kafka has not taken yet."""
         self._follows_desired = False
 
     def run(self, stop: threading.Event) -> None:
@@ -97,7 +102,10 @@ class Down:
                     log.warning("waiting: %s", error)
                 held = True
                 stop.wait(max(error.delay, backoff.wait_s()))
-        self._settle()
+        try:
+            self._settle()
+        except TemporaryError as error:
+            log.warning("some answers will come again: %s", error)
         self.door.stop()
         self.answers.close()
         self.desired.close()
@@ -151,10 +159,14 @@ class Down:
             mid = self._published.popleft()
             if mid in self._by_mid:
                 self.progress.done(*self._by_mid.pop(mid))
-        self.answers.commit(self.progress.pop_offsets())
+        self._to_commit |= self.progress.pop_offsets()
+        self.answers.commit(self._to_commit)
+        self._to_commit.clear()
 
     def _lost(self, places: list[TopicPartition]) -> None:
         self.progress.forget(places)
+        for place in places:
+            self._to_commit.pop(place, None)
 
 
 def _place(record: Record) -> tuple[str, int, int]:

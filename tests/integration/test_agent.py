@@ -1,0 +1,212 @@
+"""The agent on real Mosquitto with a real bundle: killed, cut off, restarted without a network, fed with rubbish."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sluice.dev.processes import Process, Processes
+from sluice.wire import bundle as bundles
+from sluice.wire.errors import PermanentError
+from sluice.wire.messages import Offload, Prediction
+from sluice.wire.state import DeadLetter, parse_state
+from tests.brokers.mosquitto import Mosquitto
+from tests.integration.edge_support import (
+    POINT,
+    Above,
+    MadeBundle,
+    User,
+    agent_settings,
+    broker_of,
+    make_bundle,
+    until,
+)
+
+pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def device(unique: str) -> str:
+    return f"device-{unique}"
+
+
+@pytest.fixture
+def data(tmp_path: Path, made: MadeBundle) -> Path:
+    """The agent's data folder with the bundle put into it by hand."""
+    shutil.copytree(made.folder, tmp_path / "data" / "bundles" / made.digest)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path / "logs") as processes:
+        yield processes
+
+
+def start(processes: Processes, settings: dict[str, str]) -> Process:
+    agent = processes.start("agent", ["edge-agent"], settings)
+    agent.wait_ready()
+    return agent
+
+
+def runs(above: Above, made: MadeBundle) -> None:
+    """Wait until the device reports that it runs the bundle."""
+    until(lambda: above.reported and above.reported[-1].bundle == made.digest)
+    assert above.reported[-1].operating_point == POINT
+
+
+def test_killed_again_and_again_every_reading_is_answered(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    broker = broker_of(mosquitto)
+    with User(broker, device) as user, Above(broker, device) as above:
+        above.desire(made.desired(device))
+        agent = start(processes, agent_settings(made, device, data, mosquitto, EDGE_RECEIPT_TIMEOUT_S="1"))
+        runs(above, made)
+        ids = []
+        for round_ in range(4):
+            for i in range(60):
+                ids.append(f"r{round_}-{i}")
+                user.measure(made.samples[i], ids[-1])
+                if i == 15 * round_ and round_:
+                    until(lambda: len(user.finals()) >= len(ids) // 3)
+                    agent.kill()
+                    agent.start()
+        until(lambda: user.finals().keys() == set(ids))
+        samples = {(p.epoch, p.seq): p.source_id for p in user.heard}
+        assert {(o.epoch, o.seq): o.source_id for o in above.came}.items() <= samples.items()
+        assert len({epoch for epoch, _ in samples}) == 1
+        assert len(set(samples.values())) == len(samples) == len(ids)
+        for i in range(60):
+            assert user.finals()[f"r0-{i}"].tier == ("edge" if i in made.easy else "cloud")
+        agent.wait_ready()
+        assert agent.stop() == 0
+
+
+def test_without_a_link_it_answers_at_once_and_sends_everything_later_in_order(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    with Mosquitto() as far, User(broker_of(mosquitto), device) as user, Above(broker_of(far), device) as above:
+        above.desire(made.desired(device))
+        # nothing but the missing link makes it answer provisionally here
+        more = {"EDGE_ANSWER_TIMEOUT_S": "3600", "EDGE_SAMPLE_TTL_S": "3600"}
+        agent = start(processes, agent_settings(made, device, data, mosquitto, far, **more))
+        runs(above, made)
+        user.measure(made.samples[made.hard[0]], "before")
+        until(lambda: "before" in user.finals())
+        assert user.provisionals() == {}
+        far.kill()
+        until(lambda: "uplink: MQTT broker" in agent.log.read_text())
+        count = len(made.samples)
+        for i in range(count):
+            user.measure(made.samples[i], f"cut-{i}")
+        until(lambda: len(user.heard) == 1 + count)
+        assert user.provisionals().keys() == {f"cut-{i}" for i in made.hard}
+        assert {p.reason for p in user.provisionals().values()} == {"offline"}
+        assert user.finals().keys() == {"before", *(f"cut-{i}" for i in made.easy)}
+        far.start()
+        until(lambda: len(user.finals()) == 1 + count)
+        assert all(user.finals()[f"cut-{i}"].tier == "cloud" for i in made.hard)
+        for kind in (Offload, Prediction):
+            order = list(dict.fromkeys(o.seq for o in above.came if isinstance(o, kind)))
+            assert order == sorted(order)
+        assert agent.log.read_text().count("uplink: MQTT broker") == 1
+        assert len(user.heard) == 1 + count + len(made.hard)
+
+
+def test_it_takes_up_its_bundle_without_any_network_above(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    with Mosquitto() as far, User(broker_of(mosquitto), device) as user:
+        with Above(broker_of(far), device) as above:
+            above.desire(made.desired(device))
+            agent = start(processes, agent_settings(made, device, data, mosquitto, far))
+            runs(above, made)
+        far.kill()
+        agent.kill()
+        agent.start()
+        user.measure(made.samples[made.easy[0]], "easy")
+        user.measure(made.samples[made.hard[0]], "hard")
+        until(lambda: "easy" in user.finals() and "hard" in user.provisionals())
+        assert user.finals()["easy"].tier == "edge" and user.provisionals()["hard"].reason == "offline"
+        far.start()
+
+
+def test_rubbish_from_a_sensor_goes_up_as_dead_letters_and_the_next_reading_is_served(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    rubbish = [
+        (b"\xff" * 300_000, "not JSON"),
+        (b'{"id": "\\ud800", "values": [1]}', "not Unicode text"),
+        (b'{"id": "x", "values": [1, 2]}', "2 values"),
+        (b"x" * 1_000_001, "over the limit"),
+    ]
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device))
+        agent = start(processes, agent_settings(made, device, data, mosquitto))
+        runs(above, made)
+        for payload, _ in rubbish:
+            user.publish(payload)
+        user.measure(made.samples[0], "good")
+        until(lambda: "good" in user.finals() and len(above.letters) == len(rubbish))
+        for (_, reason), letter in zip(rubbish, above.letters, strict=True):
+            read = parse_state(DeadLetter, letter)  # as the gateway reads it, with its bound
+            assert reason in read.reason and read.origin == f"sluice/{device}/sensor/camera"
+        until(lambda: above.reported[-1].counters.get("refused") == len(rubbish))
+        assert agent.stop() == 0
+
+
+def test_what_it_cannot_run_is_refused_and_what_runs_goes_on(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    """A codec of a newer version, an older revision, a damaged bundle."""
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device, revision=4))
+        agent = start(processes, agent_settings(made, device, data, mosquitto))
+        runs(above, made)
+        newer = made.changed(data / "bundles", codec="of-the-future")
+        above.desire(made.desired(device, revision=5, digest=newer))
+        until(lambda: above.reported[-1].revision == 5)
+        assert "codec 'of-the-future' is unknown" in str(above.reported[-1].last_error)
+        assert above.reported[-1].bundle == made.digest
+        above.desire(made.desired(device, revision=3))
+        until(lambda: "older than 5" in str(above.reported[-1].last_error))
+        user.measure(made.samples[0], "still")
+        until(lambda: "still" in user.finals())
+
+        agent.stop()
+        blob = bundles.open_bundle(made.folder).manifest.segments[0].file.sha256
+        (data / "bundles" / made.digest / bundles.BLOBS / blob).write_bytes(secrets.token_bytes(100))
+        agent.start()
+        until(lambda: "cannot be taken up" in agent.log.read_text())
+        until(lambda: "older than" in agent.log.read_text().partition("cannot be taken up")[2])
+        assert agent.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"EDGE_DEVICE_ID": None}, "device_id"),
+        ({"EDGE_DEVICE_ID": "Upper Case"}, "device_id"),
+        ({"EDGE_PUBLIC_KEYS": "[]"}, "public_keys"),
+        ({"EDGE_SENSOR_BROKER__PORT": "many"}, "sensor_broker.port"),
+        ({"EDGE_SENSOR__FORMAT": "xml"}, "sensor.format"),
+        ({"EDGE_BATCH_MOST": "0"}, "batch_most"),
+    ],
+)
+def test_wrong_settings_end_it_in_one_line_that_names_them(
+    tmp_path: Path, change: dict[str, str | None], named: str
+) -> None:
+    settings = {"EDGE_DEVICE_ID": "d", "EDGE_PUBLIC_KEYS": '["k"]', "EDGE_DATA": str(tmp_path / "data"), **change}
+    with Processes(tmp_path) as processes, pytest.raises(PermanentError) as caught:
+        processes.run(["edge-agent"], {name: value for name, value in settings.items() if value is not None})
+    said = str(caught.value).partition("failed: ")[2]
+    assert named in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "data").exists()

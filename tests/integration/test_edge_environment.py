@@ -1,0 +1,143 @@
+"""The agent in an environment made by `pip install .[edge]` and nothing else: light, whole, and small in memory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sluice.wire.bundle import BLOBS, open_bundle
+from tests.brokers.fetch import Unavailable
+from tests.brokers.mosquitto import Mosquitto
+from tests.integration.edge_support import (
+    Above,
+    MadeBundle,
+    User,
+    agent_settings,
+    broker_of,
+    make_bundle,
+    rss_kb,
+    until,
+)
+
+pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+INSTALL_S = 600
+RSS_LIMIT_BYTES = 100_000_000
+ABSENT = ("tensorflow", "keras", "confluent_kafka", "fastapi", "sqlalchemy")
+PROVE = """
+import sys
+from pathlib import Path
+from sluice.stage.segment import load_segments
+from sluice.wire.bundle import open_bundle
+
+bundle = open_bundle(Path(sys.argv[1]), public_keys=[sys.argv[2]])
+print(len(load_segments(bundle.folder, bundle.manifest, range(len(bundle.manifest.segments)))))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` folder of a new environment with the extra `edge`."""
+    folder = tmp_path_factory.mktemp("edge")
+    source = folder / "source"  # a copy: building leaves files beside what it builds
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "node_modules")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    install = [
+        str(folder / "venv/bin/pip"),
+        *("install", "--quiet", "--disable-pip-version-check", "--no-input"),
+        *("--constraint", str(ROOT / "constraints.txt"), ".[edge]"),
+    ]
+    done = subprocess.run(install, cwd=source, capture_output=True, text=True, timeout=INSTALL_S, check=False)
+    said = done.stdout + done.stderr
+    if done.returncode and any(sign in said for sign in ("ConnectionError", "NewConnectionError", "ProxyError")):
+        raise Unavailable("the package index cannot be reached, so pip could not install .[edge]")
+    if done.returncode and "No matching distribution" in said and "Retrying" in said:
+        raise Unavailable("the package index cannot be reached, so pip could not install .[edge]")
+    assert done.returncode == 0, said[-3000:]
+    return folder / "venv/bin"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def run(environment: Path, code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [str(environment / "python"), "-I", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("module", ABSENT)
+def test_what_the_device_does_not_need_is_not_there(environment: Path, module: str) -> None:
+    assert f"No module named '{module}'" in run(environment, f"import {module}").stderr
+
+
+def test_golden_samples_pass_there(environment: Path, made: MadeBundle) -> None:
+    done = run(environment, PROVE, str(made.folder), made.public_key)
+    assert done.stdout.strip() == "2", done.stderr
+
+
+def test_a_room_that_is_not_installed_is_named_with_its_extra(environment: Path) -> None:
+    done = subprocess.run(
+        [str(environment / "sluice"), "gateway"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2 and "sluice[gateway]" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def agent(
+    environment: Path, made: MadeBundle, mosquitto: Mosquitto, tmp_path: Path, unique: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """`sluice edge-agent` of that environment, with only the edge segment on the device."""
+    folder = tmp_path / "data" / "bundles" / made.digest
+    shutil.copytree(made.folder, folder)
+    opened = open_bundle(folder)
+    for blob in opened.manifest.blobs(range(1, 2)):
+        (folder / BLOBS / blob.sha256).unlink()
+    settings = agent_settings(made, f"device-{unique}", tmp_path / "data", mosquitto)
+    with (tmp_path / "agent.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(environment / "sluice"), "edge-agent"],
+            env={"PATH": os.environ["PATH"], **settings},
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_a_reading_is_answered_in_less_than_100_mb(
+    agent: "subprocess.Popen[bytes]", made: MadeBundle, mosquitto: Mosquitto, unique: str
+) -> None:
+    device = f"device-{unique}"
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device))
+        until(lambda: above.reported and above.reported[-1].bundle == made.digest)
+        loaded = rss_kb(agent.pid)
+        for i, sample in enumerate(made.samples):
+            user.measure(sample, f"r{i}")
+        until(lambda: len(user.finals()) == len(made.samples))
+        assert user.finals()[f"r{made.easy[0]}"].tier == "edge"
+        assert user.finals()[f"r{made.hard[0]}"].tier == "cloud"
+        used = rss_kb(agent.pid)
+        memory = {
+            "segment_loaded_rss_mb": round(loaded * 1024 / 1e6, 1),
+            "after_readings_rss_mb": round(used * 1024 / 1e6, 1),
+            "readings": len(made.samples),
+            "profile": above.reported[-1].profile,
+        }
+    print(json.dumps(memory))
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / "build" / "edge-memory.json").write_text(json.dumps(memory, indent=1) + "\n")
+    assert used * 1024 < RSS_LIMIT_BYTES

@@ -1,0 +1,449 @@
+"""The outbox: nothing leaves before it may, nothing is told twice, nothing is told provisionally after it was final."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent import outbox as outbox_module
+from sluice.wire.messages import Offload, Prediction
+from tests.unit.edge_stand_ins import Clock, Device, answer_to
+
+Make = Callable[..., Device]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(outbox_module, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def make(tmp_path: Path, clock: Clock) -> Iterator[Make]:
+    made: list[Device] = []
+
+    def build(**settings: Any) -> Device:
+        made.append(Device(tmp_path, clock, **settings))
+        return made[-1]
+
+    yield build
+    for device in made:
+        device.store._db.close()
+
+
+def seqs(outcomes: list[Any]) -> list[int]:
+    return [outcome.seq for outcome in outcomes]
+
+
+@pytest.mark.parametrize("first", ["told", "receipted"])
+def test_an_own_answer_leaves_when_it_is_told_and_receipted(make: Make, first: str) -> None:
+    device = make()
+    own = device.own_final()
+    device.add(own)
+    assert device.uplink.take() == [own]
+    steps: list[Callable[[], object]] = [device.sensor_takes, lambda: device.outbox.receipt([own.seq])]
+    for step in steps if first == "told" else reversed(steps):
+        assert device.kept() == [(own.seq, "prediction")]
+        step()
+        device.turn()
+    assert device.kept() == [] and len(device.outbox) == 0 and device.outbox.bytes == 0
+
+
+def test_nothing_is_published_before_it_is_committed(make: Make) -> None:
+    device = make()
+    device.outbox.add([device.own_final(), device.offload()])
+    assert device.uplink.sent == device.sensor.sent == []
+    device.turn()
+    assert len(device.uplink.sent) == 2 and len(device.sensor.sent) == 1
+
+
+def test_an_offload_waits_for_its_answer(make: Make) -> None:
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    assert device.uplink.take() == [hard]
+    device.outbox.receipt([hard.seq])
+    device.turn()
+    assert device.kept() == [(hard.seq, "offload")] and device.sensor.sent == []
+    answer = answer_to(hard)
+    incoming = device.hear(answer)
+    device.turn()
+    assert device.kept() == [(hard.seq, "offload")] and device.uplink.acked == []
+    assert device.sensor_takes() == [answer]
+    device.turn()
+    assert device.kept() == [] and device.uplink.acked == [incoming]
+
+
+def test_an_answer_is_acknowledged_only_when_its_sample_has_left_the_store_for_good(make: Make) -> None:
+    """Else a power cut would leave a sample that waits for an answer which nobody will bring again."""
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    device.outbox.receipt([hard.seq])
+    device.hear(answer_to(hard))
+    device.turn()
+    device.sensor_takes()
+    device.outbox.after_commit()  # a turn that had nothing to commit
+    assert device.uplink.acked == []
+    again = device.restart()
+    assert again.kept() == [(hard.seq, "offload")]
+    incoming = again.hear(answer_to(hard))
+    again.turn()
+    assert seqs(again.sensor_takes()) == [hard.seq]
+    again.turn()
+    assert again.uplink.acked == [incoming] and again.kept() == []
+    again.store.close()
+
+
+def test_many_answers_hurry_the_commit(make: Make) -> None:
+    """The broker has a window of unacknowledged messages: it must not stand still until the next lazy commit."""
+    device = make()
+    hard = [device.offload() for _ in range(outbox_module.ACKS_MOST)]
+    device.add(*hard)
+    for one in hard:
+        device.hear(answer_to(one))
+    device.turn()
+    assert not device.store.dirty
+    device.sensor_takes()
+    assert device.store.dirty
+
+
+def test_repeated_answers_are_counted_and_acknowledged_and_not_shown(make: Make) -> None:
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    first, second = device.hear(answer_to(hard)), device.hear(answer_to(hard, label=2))
+    device.turn()
+    assert [told.label for told in device.sensor_takes()] == [0]
+    third = device.hear(answer_to(hard))
+    stranger = device.hear(answer_to(device.offload()))
+    of_another_life = device.hear(answer_to(hard, epoch="00" * 8))
+    device.turn()
+    assert device.sensor.sent == []
+    assert device.outbox.counters["answers_repeated"] == 4
+    assert sorted(m.mid for m in device.uplink.acked) == sorted(
+        m.mid for m in (first, second, third, stranger, of_another_life)
+    )
+
+
+def test_an_answer_that_comes_again_while_it_is_being_told_is_not_acknowledged_early(make: Make) -> None:
+    """The uplink came back and brings it again, the sensor broker is away: only the uplink broker has it for sure."""
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    device.hear(answer_to(hard))
+    device.turn()
+    again = device.hear(answer_to(hard))
+    device.turn()
+    assert device.uplink.acked == []
+    assert len(device.sensor_takes()) == 1
+    device.turn()
+    assert again in device.uplink.acked
+
+
+def test_a_receipt_after_the_answer_does_not_finish_what_is_still_being_told(make: Make) -> None:
+    """A power cut now must leave the sample in the store, so that its answer, which comes again, is told."""
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    device.hear(answer_to(hard))
+    device.outbox.receipt([hard.seq])
+    device.turn()
+    assert device.kept() == [(hard.seq, "offload")] and device.uplink.acked == []
+    again = device.restart()
+    again.hear(answer_to(hard))
+    again.turn()
+    assert seqs(again.sensor_takes()) == [hard.seq]
+    again.store.close()
+
+
+def test_an_answer_for_an_own_final_one_is_a_repeat(make: Make) -> None:
+    device = make()
+    own = device.own_final()
+    device.add(own)
+    device.hear(own)
+    device.turn()
+    assert len(device.sensor_takes()) == 1 and device.outbox.counters["answers_repeated"] == 1
+
+
+def test_without_a_link_the_device_answers_provisionally_at_once(make: Make) -> None:
+    device = make(up=False)
+    hard = device.offload()
+    device.add(hard)
+    (told,) = device.sensor_takes()
+    assert (told.seq, told.status, told.reason, told.label) == (hard.seq, "provisional", "offline", 1)
+    assert device.uplink.sent == [] and device.kept() == [(hard.seq, "offload")]
+    device.clock.forward(6)
+    device.turn()
+    assert device.sensor.sent == []  # once is enough
+
+
+def test_with_a_link_the_device_answers_provisionally_when_time_is_up(make: Make) -> None:
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    assert device.sensor.sent == []
+    device.clock.forward(5.1)
+    device.turn()
+    (told,) = device.sensor_takes()
+    assert (told.status, told.reason) == ("provisional", "timeout")
+    device.hear(answer_to(hard))
+    device.turn()
+    assert [told.status for told in device.sensor_takes()] == ["final"]
+
+
+def test_nothing_provisional_after_a_final_answer(make: Make) -> None:
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    device.hear(answer_to(hard))
+    device.turn()
+    device.clock.forward(100)
+    device.uplink.up.clear()
+    device.turn()
+    assert [told.status for told in device.sensor_takes()] == ["final"]
+    device.turn()
+    assert device.sensor.sent == []
+
+
+def test_a_sample_without_any_belief_is_not_answered_from_nothing(make: Make) -> None:
+    """The raw input, offloaded: no exit has thought of it."""
+    device = make(up=False)
+    raw = device.offload(beliefs=(), next_segment=0)
+    device.add(raw)
+    device.clock.forward(1000)
+    device.turn()
+    assert device.sensor.sent == [] and device.kept() == [(raw.seq, "offload")]
+
+
+def test_what_was_never_receipted_expires_into_a_prediction_that_goes_up_in_its_stead(make: Make) -> None:
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    device.uplink.take()
+    device.clock.forward(60.1)
+    device.turn()
+    assert [told.status for told in device.sensor_takes()] == ["provisional"]
+    (up,) = device.uplink.take()
+    assert isinstance(up, Prediction)
+    assert (up.seq, up.tier, up.status, up.reason, up.label) == (hard.seq, "edge", "final", "expired", 1)
+    assert device.kept() == [(hard.seq, "prediction")]
+    device.outbox.receipt([hard.seq])
+    device.turn()
+    assert device.sensor.sent == [] and len(device.outbox) == 1  # whether it is final is said above
+    device.hear(up)
+    device.turn()
+    assert device.sensor_takes() == [up]
+    device.turn()
+    assert device.kept() == [] and device.outbox.bytes == 0
+
+
+def test_after_expiry_the_first_from_above_is_final_whoever_made_it(make: Make) -> None:
+    """The offload had arrived after all, only its receipt was lost: the cloud was first in the order of the topic."""
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    device.clock.forward(60.1)
+    device.turn()
+    (expired,) = [outcome for outcome in device.uplink.take() if isinstance(outcome, Prediction)]
+    device.sensor_takes()
+    device.hear(answer_to(hard))
+    device.hear(expired)
+    device.turn()
+    assert [(told.tier, told.reason) for told in device.sensor_takes()] == [("cloud", "last")]
+
+
+def test_what_was_receipted_is_not_expired_by_the_device(make: Make) -> None:
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    device.uplink.take()
+    device.outbox.receipt([hard.seq])
+    device.clock.forward(1000)
+    device.turn()
+    assert device.uplink.sent == [] and device.kept() == [(hard.seq, "offload")]
+    assert [told.status for told in device.sensor_takes()] == ["provisional"]
+
+
+def test_what_has_no_receipt_is_sent_again_only_when_the_link_is_up(make: Make) -> None:
+    device = make()
+    own = device.own_final()
+    device.add(own)
+    assert seqs(device.uplink.take()) == [own.seq]
+    device.uplink.up.clear()
+    device.clock.forward(11)
+    device.turn()
+    assert device.uplink.sent == []
+    device.uplink.up.set()
+    device.outbox.link_is_up()
+    device.turn()
+    assert device.uplink.sent == []  # the client itself repeats what was under way
+    device.clock.forward(10.1)
+    device.turn()
+    assert seqs(device.uplink.take()) == [own.seq] and device.outbox.counters["outcomes_sent_again"] == 1
+
+
+def test_what_is_sent_again_keeps_its_order(make: Make) -> None:
+    device = make()
+    device.add(*(device.own_final() for _ in range(5)))
+    sent = seqs(device.uplink.take())
+    device.clock.forward(10.1)
+    device.turn()
+    assert seqs(device.uplink.take()) == sent == sorted(sent)
+
+
+def test_what_is_in_flight_is_bounded(make: Make) -> None:
+    device = make(uplink_in_flight=3)
+    own = [device.own_final() for _ in range(8)]
+    device.add(*own)
+    device.turn()
+    assert seqs(device.uplink.take()) == seqs(own[:3])
+    device.outbox.receipt([own[1].seq])
+    device.turn()
+    assert seqs(device.uplink.take()) == [own[3].seq]
+    device.sensor_takes()
+    device.outbox.receipt(seqs(own[:4]))
+    device.turn()
+    assert seqs(device.uplink.take()) == seqs(own[4:7])
+
+
+def test_what_is_being_told_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a long outage and a restart there may be more answers than an MQTT client has message ids."""
+    monkeypatch.setattr(outbox_module, "TELLING_MOST", 4)
+    device = make()
+    own = [device.own_final() for _ in range(10)]
+    device.add(*own)
+    told = []
+    while device.sensor.sent:
+        assert len(device.sensor.sent) <= 4
+        told += device.sensor_takes()
+        device.turn()
+    assert told == own
+
+
+def test_beyond_its_bytes_the_oldest_are_dropped_and_counted(make: Make) -> None:
+    device = make(up=False)
+    device.add(device.offload())
+    size = device.outbox.bytes
+    device = device.restart()
+    device.settings = device.settings.model_copy(update={"outbox_bytes": size * 4})
+    device.outbox.settings = device.settings
+    more = [device.offload() for _ in range(9)]
+    device.add(*more)
+    assert [seq for seq, _ in device.kept()] == seqs(more[-4:])
+    assert device.outbox.counters["outbox_dropped"] == 6 and device.outbox.bytes <= size * 4
+    device.uplink.up.set()
+    device.outbox.link_is_up()
+    device.turn()
+    assert seqs(device.uplink.take()) == seqs(more[-4:])
+    device.store.close()
+
+
+def test_a_single_outcome_that_is_too_large_stays(make: Make) -> None:
+    device = make(outbox_bytes=1)
+    hard = device.offload()
+    device.add(hard)
+    assert device.uplink.take() == [hard] and device.outbox.counters["outbox_dropped"] == 0
+
+
+def test_what_is_receipted_takes_no_room(make: Make) -> None:
+    """It is in Kafka and waits for its answer: to drop it would free nothing and hide the answer from the user."""
+    device = make()
+    safe = device.offload()
+    device.add(safe)
+    device.outbox.receipt([safe.seq])
+    device.outbox.settings = device.settings.model_copy(update={"outbox_bytes": 10})
+    device.add(device.offload(), device.offload())
+    assert safe.seq in [seq for seq, _ in device.kept()] and device.outbox.counters["outbox_dropped"] == 1
+    device.hear(answer_to(safe))
+    device.turn()
+    assert seqs(device.sensor_takes()) == [safe.seq]
+
+
+def test_beyond_its_age_the_oldest_are_dropped_and_counted(make: Make) -> None:
+    device = make(up=False, outbox_age_s=100.0, sample_ttl_s=1000.0)
+    old = device.offload(ttl_ms=1_000_000)
+    device.add(old)
+    device.clock.forward(60)
+    young = device.offload(ttl_ms=1_000_000)
+    device.add(young)
+    device.clock.forward(60)
+    device.turn()
+    assert device.kept() == [(young.seq, "offload")] and device.outbox.counters["outbox_dropped"] == 1
+
+
+def test_after_a_restart_exactly_what_may_be_missing_is_told_and_sent(make: Make) -> None:
+    device = make()
+    fresh, told, receipted, both = (device.own_final() for _ in range(4))
+    waiting, in_kafka, answered = (device.offload() for _ in range(3))
+    device.add(told, receipted, both, waiting, in_kafka, answered)
+    device.hear(answer_to(answered))
+    device.turn()
+    for mid, _, outcome in device.sensor.sent:
+        if outcome.seq in (told.seq, both.seq, answered.seq):
+            device.outbox.published(mid)
+    device.outbox.receipt([receipted.seq, both.seq, in_kafka.seq])
+    device.add(fresh)
+    again = device.restart()
+    again.turn()
+    assert sorted(seqs(again.sensor_takes())) == sorted([fresh.seq, receipted.seq])
+    assert sorted(seqs(again.uplink.take())) == sorted([fresh.seq, told.seq, waiting.seq])
+    again.turn()
+    assert sorted(again.kept()) == sorted(
+        [(told.seq, "prediction"), (fresh.seq, "prediction"), (waiting.seq, "offload"), (in_kafka.seq, "offload")]
+    )
+    again.outbox.receipt([told.seq, fresh.seq])
+    again.hear(answer_to(waiting))
+    again.hear(answer_to(in_kafka))
+    again.turn()
+    again.sensor_takes()
+    again.turn()
+    assert again.kept() == [] and again.outbox.bytes == 0 and len(again.outbox) == 0
+    again.store.close()
+
+
+def test_an_expired_one_still_waits_for_its_word_after_a_restart(make: Make) -> None:
+    device = make()
+    hard = device.offload()
+    device.add(hard)
+    device.clock.forward(60.1)
+    device.turn()
+    again = device.restart()
+    again.turn()
+    assert again.sensor.sent == []
+    (up,) = again.uplink.take()
+    assert isinstance(up, Prediction) and up.reason == "expired"
+    again.hear(up)
+    again.turn()
+    assert again.sensor_takes() == [up]
+    again.store.close()
+
+
+def test_the_time_left_falls_with_every_sending(make: Make) -> None:
+    device = make(up=False)
+    hard = device.offload()
+    device.add(hard)
+    device.clock.forward(20)
+    device.uplink.up.set()
+    device.turn()
+    (first,) = device.uplink.take()
+    device.clock.forward(15)
+    device.turn()
+    (second,) = device.uplink.take()
+    assert isinstance(first, Offload) and isinstance(second, Offload)
+    assert (first.ttl_ms, second.ttl_ms) == (40_000, 25_000)
+    assert first.tensors == hard.tensors and first.beliefs == hard.beliefs
+
+
+def test_the_next_thing_that_is_due(make: Make) -> None:
+    device = make()
+    assert device.outbox.next_due() == device.clock() + 1
+    device.add(device.offload())
+    assert device.outbox.next_due() == device.clock() + 5
+    device.clock.forward(5.1)
+    device.turn()
+    assert device.outbox.next_due() == pytest.approx(device.clock() + 4.9)  # the receipt's timeout
+    device.uplink.up.clear()
+    assert device.outbox.next_due() == pytest.approx(device.clock() + 54.9)  # the end of its time

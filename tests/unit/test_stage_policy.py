@@ -1,0 +1,105 @@
+"""The gate: every measure goes from 0 to 1, larger is surer, and at the threshold the exit answers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+from numpy.typing import NDArray
+
+from sluice.stage.policy import MEASURES, gate, passes, probabilities
+from sluice.wire.manifest import ExitPolicy
+
+Floats = NDArray[np.float32]
+logits = arrays_of.arrays(
+    np.float32,
+    arrays_of.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12),
+    elements=st.floats(-(2.0**100), 2.0**100, width=32),
+)
+measures = st.sampled_from(sorted(MEASURES))
+
+
+def test_these_are_the_manifests_measures() -> None:
+    for measure in MEASURES:
+        ExitPolicy.model_validate({"measure": measure, "threshold": 0.5})
+    assert set(MEASURES) == {"max_prob", "entropy", "margin"}
+
+
+@given(measures, logits, st.floats(0.01, 100))
+def test_confidence_is_in_0_to_1_and_probabilities_add_up(measure: str, values: Floats, temperature: float) -> None:
+    before = values.copy()
+    labels, confidence, p = gate(measure, values, temperature)
+    assert (labels.shape, confidence.shape, p.shape) == ((len(values),), (len(values),), values.shape)
+    assert confidence.dtype == p.dtype == np.float32
+    assert (confidence >= 0).all() and (confidence <= 1).all()
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+    assert (p[np.arange(len(p)), labels] == p.max(axis=1)).all()
+    np.testing.assert_array_equal(values, before)  # the caller's array is not touched
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+def test_nothing_known_and_everything_known(measure: str, classes: int) -> None:
+    """Equal logits give the least confidence that there is, and it is never below 0; one far above all gives 1."""
+    least = {"max_prob": 1 / classes, "entropy": 0.0, "margin": 0.0}
+    equal = np.zeros((1, classes), np.float32)
+    sure = equal.copy()
+    sure[0, 1] = 200
+    labels, confidence, _ = gate(measure, np.concatenate([equal, sure]), 1.0)
+    assert labels[1] == 1
+    assert confidence[0] >= 0 and confidence.tolist() == pytest.approx([least[measure], 1.0], abs=1e-6)
+
+
+@given(measures, st.integers(2, 10), st.lists(st.floats(0, 20), min_size=2, max_size=8, unique=True))
+def test_a_larger_lead_is_surer(measure: str, classes: int, leads: list[float]) -> None:
+    values = np.zeros((len(leads), classes), np.float32)
+    values[:, 0] = sorted(leads)
+    confidence = gate(measure, values, 1.0)[1]
+    assert (np.diff(confidence) >= -1e-6).all()
+
+
+def test_the_measures_are_what_their_names_say() -> None:
+    values = np.log(np.array([[0.5, 0.3, 0.2]], np.float32))
+    found = {measure: float(gate(measure, values, 1.0)[1][0]) for measure in MEASURES}
+    entropy = -(0.5 * np.log(0.5) + 0.3 * np.log(0.3) + 0.2 * np.log(0.2))
+    assert found == pytest.approx({"max_prob": 0.5, "margin": 0.2, "entropy": 1 - entropy / np.log(3)}, abs=1e-6)
+
+
+def test_a_margin_of_two_that_are_equal_is_0() -> None:
+    assert gate("margin", np.array([[5, 5, 0], [0, 5, 5]], np.float32), 1.0)[1].tolist() == [0, 0]
+
+
+@given(measures, logits)
+def test_temperature_changes_confidence_and_never_the_label(measure: str, values: Floats) -> None:
+    values = np.clip(values, -50, 50)
+    hot, mild, cold = (gate(measure, values, temperature) for temperature in (10.0, 1.0, 0.1))
+    assert (hot[1] <= mild[1] + 1e-5).all() and (mild[1] <= cold[1] + 1e-5).all()
+    top = values[np.arange(len(values)), hot[0]]
+    np.testing.assert_allclose(top, values.max(axis=1), atol=1e-4)
+
+
+def test_temperature_divides_the_logits() -> None:
+    values = np.array([[3.0, 1.0, -2.0]], np.float32)
+    np.testing.assert_array_equal(probabilities(values, 2.0), probabilities(values / np.float32(2), 1.0))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_at_the_threshold_the_exit_answers(measure: str) -> None:
+    confidence = gate(measure, np.array([[1.0, 0.2]], np.float32), 1.0)[1]
+    at = float(confidence[0])
+    for threshold, answered in [
+        (0.0, True),
+        (at, True),
+        (float(np.nextafter(confidence[0], np.float32(2))), False),
+        (2.0, False),
+    ]:
+        policy = ExitPolicy.model_validate({"measure": measure, "threshold": threshold})
+        assert passes(policy, confidence).tolist() == [answered]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_logits_that_are_not_numbers_are_never_sure_and_harm_no_neighbour(measure: str) -> None:
+    values = np.array([[np.nan, 1.0], [9.0, 0.0]], np.float32)
+    labels, confidence, _ = gate(measure, values, 1.0)
+    assert confidence[0] == 0 and labels[0] in (0, 1)
+    assert labels[1] == 0 and confidence[1] == gate(measure, values[1:], 1.0)[1][0]

@@ -1,0 +1,140 @@
+"""State and control: sealed for one device by a trusted key; what is none is refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice.wire.errors import PermanentError
+from sluice.wire.signing import load_or_make_key, public_text, sign
+from sluice.wire.state import (
+    MAX_STATE_BYTES,
+    Announcement,
+    DeadLetter,
+    Desired,
+    DeviceStatus,
+    Receipt,
+    Reported,
+    Signed,
+    State,
+    parse_state,
+    seal,
+    unseal,
+)
+from tests.unit.wire_support import DIGEST, EPOCH
+
+DESIRED = Desired(device_id="pi-1", revision=3, model="gate", bundle=DIGEST, operating_point="default")
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Ed25519PrivateKey:
+    return load_or_make_key(tmp_path / "key.pem")
+
+
+def test_what_was_sealed_for_a_device_is_unsealed_by_it(key: Ed25519PrivateKey) -> None:
+    assert unseal(seal(key, DESIRED), "pi-1", ["A" * 43 + "=", public_text(key)]) == DESIRED
+
+
+def test_it_is_for_that_device_alone(key: Ed25519PrivateKey) -> None:
+    with pytest.raises(PermanentError, match="desired state is for device 'pi-1'"):
+        unseal(seal(key, DESIRED), "pi-2", [public_text(key)])
+
+
+def test_another_key_is_refused(key: Ed25519PrivateKey, tmp_path: Path) -> None:
+    stranger = load_or_make_key(tmp_path / "stranger.pem")
+    with pytest.raises(PermanentError, match="desired state: signature was made by none of the trusted keys"):
+        unseal(seal(stranger, DESIRED), "pi-1", [public_text(key)])
+    with pytest.raises(PermanentError, match="none of the trusted keys"):
+        unseal(seal(key, DESIRED), "pi-1", [])
+
+
+@pytest.mark.parametrize(
+    "change", [{"revision": 4}, {"operating_point": "other"}, {"device_id": "pi-2"}, {"bundle": "cd" * 32}]
+)
+def test_a_tampered_payload_is_refused(key: Ed25519PrivateKey, change: dict[str, Any]) -> None:
+    envelope = json.loads(seal(key, DESIRED))
+    envelope["payload"] = DESIRED.model_copy(update=change).model_dump_json()
+    with pytest.raises(PermanentError, match="none of the trusted keys"):
+        unseal(json.dumps(envelope).encode(), "pi-1", [public_text(key)])
+
+
+def test_a_space_more_in_the_payload_is_another_payload(key: Ed25519PrivateKey) -> None:
+    envelope = json.loads(seal(key, DESIRED))
+    envelope["payload"] += " "
+    with pytest.raises(PermanentError, match="none of the trusted keys"):
+        unseal(json.dumps(envelope).encode(), "pi-1", [public_text(key)])
+
+
+def test_a_trusted_key_can_still_sign_nonsense(key: Ed25519PrivateKey) -> None:
+    envelope = Signed(payload='{"revision": 1}', signature=sign(key, b'{"revision": 1}'))
+    with pytest.raises(PermanentError, match="Desired: device_id: Field required"):
+        unseal(envelope.model_dump_json().encode(), "pi-1", [public_text(key)])
+
+
+def test_what_is_over_the_limit_is_not_parsed(key: Ed25519PrivateKey) -> None:
+    padded = seal(key, DESIRED).ljust(MAX_STATE_BYTES)
+    assert unseal(padded, "pi-1", [public_text(key)]) == DESIRED
+    with pytest.raises(PermanentError, match=f"Signed of {MAX_STATE_BYTES + 1} bytes is over the limit"):
+        unseal(padded + b" ", "pi-1", [public_text(key)])
+
+
+def test_unknown_fields_are_a_newer_writers(key: Ed25519PrivateKey) -> None:
+    payload = json.dumps(DESIRED.model_dump() | {"mood": "fine"})
+    envelope = Signed(payload=payload, signature=sign(key, payload.encode()))
+    assert unseal(envelope.model_dump_json().encode(), "pi-1", [public_text(key)]) == DESIRED
+
+
+@given(
+    st.binary(max_size=200) | st.text(max_size=200).map(lambda s: json.dumps({"payload": s, "signature": s}).encode())
+)
+def test_no_bytes_raise_anything_else(data: bytes) -> None:
+    with pytest.raises(PermanentError) as refused:
+        unseal(data, "pi-1", [public_text(Ed25519PrivateKey.from_private_bytes(bytes(32)))])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        DESIRED,
+        Reported(device_id="pi-1", agent_version="1", bundle=DIGEST, counters={"dropped": 2}, last_error="none"),
+        DeviceStatus(device_id="pi-1", status="offline"),
+        Receipt(epoch=EPOCH, seqs=[1, 2, 3]),
+        DeadLetter(reason="broken", origin="sluice/pi-1/sensor/x", data="AAAA"),
+        Announcement(stream_id="digits", slices=["t:0:0:9"], format="raw", validation_rate=0.2, count=9),
+    ],
+)
+def test_it_reads_what_it_writes(state: State) -> None:
+    assert parse_state(type(state), state.model_dump_json()) == state
+
+
+WRONG: list[tuple[type[State], dict[str, Any], str]] = [
+    (Desired, DESIRED.model_dump() | {"revision": 0}, "Desired: revision: "),
+    (Desired, DESIRED.model_dump() | {"device_id": "../pi"}, "Desired: device_id: "),
+    (Desired, DESIRED.model_dump() | {"bundle": "ab"}, "Desired: bundle: "),
+    (Desired, DESIRED.model_dump() | {"operating_point": "+"}, "Desired: operating_point: "),
+    (DeviceStatus, {"device_id": "pi-1", "status": "asleep"}, "DeviceStatus: status: "),
+    (Receipt, {"epoch": "xyz", "seqs": []}, "Receipt: epoch: "),
+    (Receipt, {"epoch": EPOCH, "seqs": [0] * 10_001}, "Receipt: seqs: "),
+    (Receipt, {"epoch": EPOCH, "seqs": ["first"]}, "Receipt: seqs.0: "),
+    (DeadLetter, {"reason": "x" * 1001, "origin": "", "data": ""}, "DeadLetter: reason: "),
+    (Announcement, {"stream_id": "s", "slices": [], "format": "raw", "validation_rate": 0, "count": 0}, "slices: "),
+    (Announcement, {"stream_id": "s", "slices": ["t"], "format": "raw", "validation_rate": 1, "count": 0}, "rate: "),
+]
+
+
+@pytest.mark.parametrize(("kind", "parts", "reason"), WRONG)
+def test_what_is_none_is_refused_in_one_line(kind: type[State], parts: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PermanentError, match=reason) as refused:
+        parse_state(kind, json.dumps(parts))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 60_000])
+def test_what_is_no_json_object_is_refused(data: bytes) -> None:
+    with pytest.raises(PermanentError, match="Receipt: "):
+        parse_state(Receipt, data)
