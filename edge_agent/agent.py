@@ -92,6 +92,8 @@ class Agent:
         self._to_ack: list[Incoming] = []
         self._letters: list[DeadLetter] = []
         self._report_due = False
+        self._next_report = 0.0
+        self._told_counters = self.outbox.counters.copy()
         self._tidied = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -294,8 +296,13 @@ class Agent:
             for letter in self._letters:
                 self.uplink.publish(self.topics.of(device, LETTER_KIND), letter.model_dump_json().encode())
             self._letters.clear()
+            now = time.monotonic()
+            if now >= self._next_report and self.outbox.counters != self._told_counters:
+                self._report_due = True
             if self._report_due:
                 self._report_due = False
+                self._told_counters = self.outbox.counters.copy()
+                self._next_report = now + self.settings.report_interval_s
                 self.uplink.publish(
                     self.topics.of(device, "reported"),
                     self._reported().model_dump_json().encode(),

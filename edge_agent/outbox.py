@@ -78,7 +78,7 @@ class Outbox:
         """Take up what an earlier run left: what may not have been told or receipted is told and sent again."""
         now = monotonic()
         for row in self.store.rows():
-            outcome = messages.decode(row.payload)
+            outcome = messages.decode(row.payload, limit=len(row.payload))
             waits = isinstance(outcome, Offload) or outcome.reason == "expired"
             self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, row.receipted, row.told)
             if not row.receipted:

@@ -11,6 +11,7 @@ from sluice.daemon.settings import RoomSettings, SettingsConfigDict
 from sluice.doors.mqtt import MqttBroker
 from sluice.wire.messages import MAX_MESSAGE_BYTES
 from sluice.wire.names import Name
+from sluice.wire.signing import PublicKey
 
 
 class Sensor(BaseModel):
@@ -55,7 +56,7 @@ class EdgeSettings(RoomSettings):
     """The control plane, which bundles are fetched from."""
     token: str | None = None
     """The device's bearer token for it."""
-    public_keys: list[str] = Field(min_length=1, max_length=2)
+    public_keys: list[PublicKey] = Field(min_length=1, max_length=2)
     """Ed25519 public keys (base64) that this device trusts; nothing else is obeyed. Two, for rotation."""
     data: Path = Path("edge-data")
     """Folder of the outbox and the bundles."""
@@ -75,6 +76,8 @@ class EdgeSettings(RoomSettings):
     """Outcomes sent up and not receipted yet; this bound is the back-pressure."""
     receipt_timeout_s: float = Field(default=10.0, gt=0)
     """Time after which an outcome without a receipt is sent again."""
+    report_interval_s: float = Field(default=60.0, gt=0)
+    """Least time between two reports that only bring newer counters."""
     outbox_bytes: int = Field(default=64_000_000, ge=1)
     """Largest size of the outbox; beyond it the oldest outcomes are dropped, counted and reported."""
     outbox_age_s: float = Field(default=7 * 24 * 3600.0, gt=0)

@@ -68,7 +68,9 @@ class Down:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.topics = names.MqttTopics(settings.topic_prefix)
-        self.answers = KafkaReader(f"{settings.name}-answers", settings.kafka, "sluice-gateway", on_lost=self._lost)
+        self.answers = KafkaReader(
+            f"{settings.name}-answers", settings.kafka, settings.answers_group, on_lost=self._lost
+        )
         self.desired = KafkaReader(f"{settings.name}-desired", settings.kafka, f"sluice-{settings.name}-desired")
         self.writer = KafkaWriter(f"{settings.name}-down", settings.kafka)
         self._published: deque[int] = deque()

@@ -26,6 +26,8 @@ class GatewaySettings(RoomSettings):
     """First level of all MQTT topics."""
     shared_group: str = "sluice-gateway"
     """Shared subscription of all gateways at this broker; empty: none, for a broker that has no such thing."""
+    answers_group: str = "sluice-gateway"
+    """Kafka group that shares the answers among the gateways of one MQTT broker; another broker needs another one."""
     in_flight: int = Field(default=256, ge=1)
     """Messages taken in and not yet confirmed by Kafka; when they are that many, the broker has to wait."""
     answers_in_flight: int = Field(default=1000, ge=1)

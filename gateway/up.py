@@ -17,6 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from gateway.settings import GatewaySettings
+from sluice.daemon.life import Backoff
 from sluice.doors.kafka import Headers, KafkaReader, KafkaWriter, dead_letter_headers
 from sluice.doors.mqtt import Incoming, MqttDoor
 from sluice.wire import messages, metrics, names
@@ -77,6 +78,7 @@ class Up:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; what is not confirmed by then stays with the broker."""
         self._stop = stop
+        self._wait_for_topics()
         self.door.start()
         while not stop.is_set():
             try:
@@ -93,6 +95,21 @@ class Up:
         self._send_receipts()
         self.door.stop()
         self.catalogue.close()
+
+    def _wait_for_topics(self) -> None:
+        """The control plane makes the fixed topics; until they are there nothing is taken in."""
+        backoff, told = Backoff(), False
+        while not self._stop.is_set():
+            try:
+                missing = {names.PREDICTIONS, names.DEVICES, names.DEAD_LETTER} - self.catalogue.topic_names()
+            except TemporaryError:
+                missing = {"Kafka"}
+            if not missing:
+                return
+            if not told:
+                log.warning("waiting for %s; the control plane makes the topics", ", ".join(sorted(missing)))
+                told = True
+            self._stop.wait(backoff.wait_s())
 
     def _take_in(self, incoming: Incoming) -> None:
         """From the network thread: waits for a place."""

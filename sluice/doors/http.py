@@ -51,7 +51,7 @@ class HttpDoor:
         return answer.json() if answer.content else None
 
     def get_bytes(self, path: str, limit: int) -> bytes:
-        """The content at `path`; `PermanentError` if it is over `limit` bytes."""
+        """The content at `path`; `PermanentError` if it is over `limit` bytes, `TemporaryError` for a wrong token."""
         parts, size = [], 0
         try:
             with self._client.stream("GET", path) as answer:
@@ -60,6 +60,8 @@ class HttpDoor:
                     if (size := size + len(part)) > limit:
                         raise PermanentError(f"{path} is over {limit} bytes")
                 content = b"".join(parts)
+                if answer.status_code in (401, 403):  # a token can be mended; what waits for this must not be lost
+                    raise TemporaryError(f"control plane at {self.url} refuses our token ({answer.status_code})", 5.0)
                 self._check(answer, content)
         except httpx.HTTPError as error:
             raise self._away(error) from error

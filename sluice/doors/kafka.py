@@ -123,7 +123,8 @@ class KafkaWriter:
         `on_offset(topic partition, offset)` before it, if the record is in Kafka.
 
         Raises `TemporaryError` when the queue is full: call `poll` and try again. A record that can never be
-        delivered (too large, no such topic) reports `PermanentError` to `on_delivery`.
+        delivered (too large, no such topic) reports `PermanentError` to `on_delivery`, or raises it where there is
+        none. Raises `RuntimeError` when the producer is broken for good: only a new process helps.
         """
 
         def report(error: ck.KafkaError | None, message: ck.Message) -> None:
@@ -142,7 +143,12 @@ class KafkaWriter:
         except BufferError as error:
             raise TemporaryError(f"{self.name}: too many records wait for Kafka", 0.05) from error
         except ck.KafkaException as error:
-            raise _error(error.args[0], topic) from error
+            if error.args[0].code() == ck.KafkaError._FATAL:
+                raise RuntimeError(f"{self.name}: Kafka: {error.args[0].str()}") from error
+            failure = _error(error.args[0], topic)
+            if on_delivery is None or not isinstance(failure, PermanentError):
+                raise failure from error
+            on_delivery(failure)
 
     def poll(self, timeout_s: float = 0.0) -> None:
         """Run delivery callbacks, waiting up to `timeout_s` for the first."""
@@ -186,7 +192,6 @@ class KafkaReader:
         from_beginning: bool = True,
         on_assigned: Callable[[list[TopicPartition]], Mapping[TopicPartition, int] | None] | None = None,
         on_lost: Callable[[list[TopicPartition]], None] | None = None,
-        on_reset: Callable[[str], None] | None = None,
         on_end: Callable[[TopicPartition, int], None] | None = None,
     ) -> None:
         config = cluster.config(name) | {
@@ -204,7 +209,6 @@ class KafkaReader:
         self._consumer = ck.Consumer(config)
         self._on_assigned = on_assigned
         self._on_lost = on_lost
-        self._on_reset = on_reset
         self._on_end = on_end
         self.name = name
         self.topics: list[str] = []
@@ -220,6 +224,7 @@ class KafkaReader:
             for p in partitions:
                 p.offset = wanted.get((p.topic, p.partition), p.offset)
         consumer.assign(partitions)
+        consumer.resume(partitions)  # librdkafka keeps one paused while it is given away and back
 
     def _lost(self, _consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
         if self._on_lost:
@@ -447,6 +452,8 @@ _PERMANENT = _RECORD_ERRORS | {
 
 
 def _error(error: ck.KafkaError, what: str) -> PermanentError | TemporaryError:
+    if error.fatal():
+        raise RuntimeError(f"Kafka, {what}: the client is beyond repair: {error.str()}")
     kind = PermanentError if error.code() in _PERMANENT else TemporaryError
     return kind(f"Kafka, {what}: {error.str()}")
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from sluice.daemon.settings import RoomSettings, SettingsConfigDict
 from sluice.doors.kafka import KafkaCluster
 from sluice.wire.messages import MAX_MESSAGE_BYTES
+from sluice.wire.signing import PublicKey
 
 
 class StageSettings(RoomSettings):
@@ -27,7 +28,7 @@ class StageSettings(RoomSettings):
     """The control plane, which bundles are fetched from."""
     token: str | None = None
     """Bearer token for the control plane."""
-    public_keys: list[str] = Field(default=[], max_length=2)
+    public_keys: list[PublicKey] = Field(default=[], max_length=2)
     """Ed25519 public keys (base64) of which one must have signed a bundle; empty: the control plane is trusted."""
     data: Path = Path("stage-data")
     """Folder of fetched bundles; may be emptied at any time while the stage is stopped."""

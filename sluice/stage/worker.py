@@ -9,6 +9,7 @@ version) makes its topic partition rest while the others go on.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
@@ -32,6 +33,9 @@ from sluice.wire.messages import Offload, Outcome, Prediction
 
 log = logging.getLogger(__name__)
 
+CUT_BYTES = 1000
+"""What is kept of a dead letter that is too large to be kept whole."""
+
 Group = tuple[str, str, int]
 """(bundle digest, operating point, next segment): what may share a batch."""
 
@@ -49,8 +53,8 @@ class Worker:
         self.shelf = Shelf(self.tier, door, settings.data, settings.public_keys, settings.threads)
         self.done: dict[TopicPartition, int] = {}
         """Next offset of each topic partition whose outcomes are confirmed and not yet committed."""
-        self.resting: dict[TopicPartition, str | float] = {}
-        """What rests: until a bundle (digest) is there, or until a time (monotonic seconds)."""
+        self.resting: dict[TopicPartition, tuple[str | None, float]] = {}
+        """What rests: until a bundle (digest) is there, or at the latest until a time (monotonic seconds)."""
         self._next_commit = self._next_topics = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -74,7 +78,10 @@ class Worker:
             except TemporaryError as error:
                 log.warning("waiting: %s", error, extra={"tier": self.tier})
                 stop.wait(max(error.delay, backoff.wait_s()))
-        self.reader.commit(self.done)
+        try:
+            self.reader.commit(self.done)
+        except TemporaryError as error:
+            log.warning("what was done last will be done again: %s", error)
         self.shelf.close()
         self.reader.close()
 
@@ -105,7 +112,8 @@ class Worker:
                     stage = self.shelf.get(offload.bundle)
                     if stage is None:
                         rests[place] = record.offset
-                        self.resting[place] = offload.bundle
+                        left_s = offload.ttl_ms / 1000 if belief is not None else math.inf
+                        self.resting[place] = (offload.bundle, time.monotonic() + left_s)
                         continue
                     group = (offload.bundle, offload.operating_point, offload.next_segment)
                     groups[group].append((i, unpack(offload, stage.manifest)))
@@ -116,7 +124,7 @@ class Worker:
                 log.error("%s[%d] rests at offset %d: %s", *place, record.offset, error)
                 metrics.STAGE_HELD.labels(self.tier).inc()
                 rests[place] = record.offset
-                self.resting[place] = time.monotonic() + self.settings.hold_s
+                self.resting[place] = (None, time.monotonic() + self.settings.hold_s)
                 continue
             offsets[place] = record.offset + 1
         for group, members in groups.items():
@@ -182,13 +190,20 @@ class Worker:
     def _put_dead_letter(self, record: Record, reason: str, failures: list[Exception]) -> None:
         log.error("dead letter: %s", reason, extra={"topic": record.topic, "offset": record.offset})
         metrics.STAGE_DEAD.labels(self.tier).inc()
-        self._put(
-            names.DEAD_LETTER,
-            record.value,
-            key=record.key,
-            headers=dead_letter_headers(reason, f"stage-{self.tier}", record.topic, record.partition, record.offset),
-            on_delivery=lambda error: failures.append(error) if error else None,
-        )
+        self._put_letter(record, reason, record.value, failures)
+
+    def _put_letter(self, record: Record, reason: str, value: bytes, failures: list[Exception]) -> None:
+        """Write it whole, or its beginning where Kafka takes it no larger than it was."""
+
+        def note(error: Exception | None) -> None:
+            if isinstance(error, PermanentError) and len(value) > CUT_BYTES:
+                cut = f"{reason} (too large to keep whole: {len(value)} bytes)"
+                self._put_letter(record, cut, value[:CUT_BYTES], failures)
+            elif error is not None:
+                failures.append(error)
+
+        headers = dead_letter_headers(reason, f"stage-{self.tier}", record.topic, record.partition, record.offset)
+        self._put(names.DEAD_LETTER, value, key=record.key, headers=headers, on_delivery=note)
 
     def _put(self, topic: str, value: bytes, **options: object) -> None:
         while True:
@@ -215,9 +230,7 @@ class Worker:
     def _wake(self) -> None:
         """Let go on what waited for a bundle that is here now, or for a time that has come."""
         here, now = self.shelf.arrived(), time.monotonic()
-        awake = [
-            p for p, until in self.resting.items() if until in here or (not isinstance(until, str) and until <= now)
-        ]
+        awake = [place for place, (digest, until) in self.resting.items() if digest in here or until <= now]
         for place in awake:
             del self.resting[place]
         if awake:

@@ -10,10 +10,12 @@ import base64
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import AfterValidator
 
 from sluice.wire.errors import PermanentError
 
@@ -51,6 +53,18 @@ def public_text(key: Ed25519PrivateKey) -> str:
 def sign(key: Ed25519PrivateKey, data: bytes) -> str:
     """The signature of `data` as base64 text."""
     return base64.b64encode(key.sign(data)).decode()
+
+
+def check_key(text: str) -> str:
+    """Return `text` if it is an Ed25519 public key in base64; `ValueError` otherwise, as pydantic wants it."""
+    try:
+        Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+    except ValueError as error:
+        raise ValueError(f"{text[:60]!r} is no Ed25519 public key in base64") from error
+    return text
+
+
+PublicKey = Annotated[str, AfterValidator(check_key)]
 
 
 def verify(public_keys: Iterable[str], data: bytes, signature: str) -> None:

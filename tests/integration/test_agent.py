@@ -23,6 +23,7 @@ from tests.integration.edge_support import (
     make_bundle,
     until,
 )
+from tests.unit.edge_stand_ins import KEY
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
 
@@ -196,6 +197,7 @@ def test_what_it_cannot_run_is_refused_and_what_runs_goes_on(
         ({"EDGE_DEVICE_ID": None}, "device_id"),
         ({"EDGE_DEVICE_ID": "Upper Case"}, "device_id"),
         ({"EDGE_PUBLIC_KEYS": "[]"}, "public_keys"),
+        ({"EDGE_PUBLIC_KEYS": '["abc"]'}, "public_keys"),
         ({"EDGE_SENSOR_BROKER__PORT": "many"}, "sensor_broker.port"),
         ({"EDGE_SENSOR__FORMAT": "xml"}, "sensor.format"),
         ({"EDGE_BATCH_MOST": "0"}, "batch_most"),
@@ -204,7 +206,7 @@ def test_what_it_cannot_run_is_refused_and_what_runs_goes_on(
 def test_wrong_settings_end_it_in_one_line_that_names_them(
     tmp_path: Path, change: dict[str, str | None], named: str
 ) -> None:
-    settings = {"EDGE_DEVICE_ID": "d", "EDGE_PUBLIC_KEYS": '["k"]', "EDGE_DATA": str(tmp_path / "data"), **change}
+    settings = {"EDGE_DEVICE_ID": "d", "EDGE_PUBLIC_KEYS": f'["{KEY}"]', "EDGE_DATA": str(tmp_path / "data"), **change}
     with Processes(tmp_path) as processes, pytest.raises(PermanentError) as caught:
         processes.run(["edge-agent"], {name: value for name, value in settings.items() if value is not None})
     said = str(caught.value).partition("failed: ")[2]

@@ -14,6 +14,8 @@ from sluice.doors.mqtt import Incoming, MqttDoor
 from sluice.wire import messages
 from sluice.wire.messages import Belief, Offload, Outcome, Prediction, Tensor
 
+KEY = "83pz6+w2YkVNuFVoXHDDFzLpReD4ZPIcCGHN8lkmiew="
+"""A public key; nothing here is signed with it."""
 DEVICE = f"device-{secrets.token_hex(3)}"
 BUNDLE = "ab" * 32
 _mids = itertools.count(1)
@@ -64,7 +66,7 @@ class Device:
     def __init__(self, folder: Path, clock: Clock, up: bool = True, **settings: Any) -> None:
         self.clock = clock
         self.folder = folder
-        self.settings = EdgeSettings(device_id=DEVICE, public_keys=["key"], data=folder, **settings)
+        self.settings = EdgeSettings(device_id=DEVICE, public_keys=[KEY], data=folder, **settings)
         self.sensor, self.uplink = Door(), Door(up)
         self.store = Store(folder)
         self.outbox = Outbox(self.settings, self.store, cast(MqttDoor, self.sensor), cast(MqttDoor, self.uplink))

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.daemon.life import Backoff
+from tests.unit.wire_support import patient
 
 FRAME = """
 import logging, sys, threading
@@ -83,6 +84,7 @@ def test_a_metrics_port_that_is_taken_ends_it_in_one_line() -> None:
     assert f"cannot go on: metrics_port {port}: " in log[-1]["message"] and "traceback" not in log[-1]
 
 
+@patient
 @given(st.floats(0.001, 10), st.floats(1, 1000))
 def test_backoff_doubles_up_to_its_most_with_jitter_below(first_s: float, factor: float) -> None:
     most_s = first_s * factor

@@ -6,12 +6,13 @@ from pathlib import Path
 from edge_agent.settings import EdgeSettings
 from edge_agent.updates import Prepared, Updater, keep_only
 from sluice.wire.state import Desired
+from tests.unit.edge_stand_ins import KEY
 
 WANTED = "ab" * 32
 
 
 def test_an_order_is_known_while_it_waits_for_the_control_plane(tmp_path: Path) -> None:
-    settings = EdgeSettings(device_id="d", public_keys=["key"], data=tmp_path, cloud_url="http://127.0.0.1:9")
+    settings = EdgeSettings(device_id="d", public_keys=[KEY], data=tmp_path, cloud_url="http://127.0.0.1:9")
     reports: queue.SimpleQueue[Prepared] = queue.SimpleQueue()
     updater = Updater(settings, reports.put)
     assert updater.ordered == ""

@@ -26,7 +26,7 @@ class Kafka:
 
     def __init__(self) -> None:
         self.written: list[tuple[str, bytes, Delivered]] = []
-        self.known = {names.offload_topic("fog", "columns")}
+        self.known = {names.offload_topic("fog", "columns"), names.PREDICTIONS, names.DEVICES, names.DEAD_LETTER}
         self.looks = 0
         self.away = False
         self.refuse: Callable[[str, bytes], Exception | None] = lambda _topic, _value: None
@@ -63,6 +63,7 @@ class Kafka:
 
 class Door:
     def __init__(self) -> None:
+        self.started = threading.Event()
         self.acked: list[Incoming] = []
         self.receipts: list[Receipt] = []
 
@@ -75,7 +76,7 @@ class Door:
         return 0
 
     def start(self) -> None:
-        pass
+        self.started.set()
 
     def stop(self) -> None:
         pass
@@ -259,6 +260,22 @@ def test_at_its_end_nobody_waits_for_a_place(way: Way, device: Device) -> None:
     loop.join(20)
     assert not network.is_alive() and not loop.is_alive()
     assert len(way.kafka.written) == 5 and way.door.acked == []
+
+
+def test_nothing_is_taken_in_before_the_fixed_topics_are_there(way: Way) -> None:
+    """A fresh Kafka: the first outcome would have nowhere to go, not even as a dead letter."""
+    way.kafka.known.discard(names.PREDICTIONS)
+    stop, looked_twice = threading.Event(), threading.Event()
+    loop = threading.Thread(target=way.up.run, args=(stop,), daemon=True)
+    loop.start()
+    while way.kafka.looks < 2:
+        looked_twice.wait(0.01)
+    assert not way.door.started.is_set()
+    way.kafka.known.add(names.PREDICTIONS)
+    assert way.door.started.wait(20)
+    stop.set()
+    loop.join(20)
+    assert not loop.is_alive()
 
 
 def test_a_defect_on_the_way_up_ends_the_way_down_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sluice.stage.policy import MEASURES, gate, passes, probabilities
 from sluice.wire.manifest import ExitPolicy
+from tests.unit.wire_support import patient
 
 Floats = NDArray[np.float32]
 logits = arrays_of.arrays(
@@ -25,6 +26,7 @@ def test_these_are_the_manifests_measures() -> None:
     assert set(MEASURES) == {"max_prob", "entropy", "margin"}
 
 
+@patient
 @given(measures, logits, st.floats(0.01, 100))
 def test_confidence_is_in_0_to_1_and_probabilities_add_up(measure: str, values: Floats, temperature: float) -> None:
     before = values.copy()
@@ -50,6 +52,7 @@ def test_nothing_known_and_everything_known(measure: str, classes: int) -> None:
     assert confidence[0] >= 0 and confidence.tolist() == pytest.approx([least[measure], 1.0], abs=1e-6)
 
 
+@patient
 @given(measures, st.integers(2, 10), st.lists(st.floats(0, 20), min_size=2, max_size=8, unique=True))
 def test_a_larger_lead_is_surer(measure: str, classes: int, leads: list[float]) -> None:
     values = np.zeros((len(leads), classes), np.float32)
@@ -69,6 +72,7 @@ def test_a_margin_of_two_that_are_equal_is_0() -> None:
     assert gate("margin", np.array([[5, 5, 0], [0, 5, 5]], np.float32), 1.0)[1].tolist() == [0, 0]
 
 
+@patient
 @given(measures, logits)
 def test_temperature_changes_confidence_and_never_the_label(measure: str, values: Floats) -> None:
     values = np.clip(values, -50, 50)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sluice.wire import avro, messages
 from sluice.wire.errors import PermanentError, UnknownSchemaError
-from tests.unit.wire_support import offload, prediction
+from tests.unit.wire_support import offload, patient, prediction
 
 SCHEMAS = Path(avro.__file__).parent / "schemas"
 EMPTY = 0xC15D213AA4D7A795
@@ -120,11 +120,13 @@ def test_the_limit_is_looked_at_first() -> None:
         avro.decode_all(b"", 10)
 
 
+@patient
 @given(st.sampled_from([b"", *(payload[:10] for payload in WHOLE)]), st.binary(max_size=300))
 def test_no_bytes_raise_anything_else(header: bytes, body: bytes) -> None:
     only_our_errors(header + body)
 
 
+@patient
 @given(st.sampled_from(WHOLE), st.data())
 def test_no_damage_raises_anything_else(payload: bytes, data: st.DataObject) -> None:
     damaged = bytearray(payload)

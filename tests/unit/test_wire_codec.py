@@ -15,6 +15,7 @@ from sluice.wire.codec import CODECS, decode_tensor, encode_tensor, round_trip
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import TensorSpec
 from sluice.wire.messages import Tensor
+from tests.unit.wire_support import patient
 
 LOSSLESS = ["raw", "zstd"]
 QUANTISED = ["int8", "int8-zstd"]
@@ -50,6 +51,7 @@ def test_a_round_trip(codec: str, dtype: str, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(back, array)  # 0 and 1 are levels of the scale too
 
 
+@patient
 @given(st.sampled_from(LOSSLESS), st.data())
 def test_a_lossless_codec_keeps_every_bit(codec: str, data: st.DataObject) -> None:
     spec = spec_of(data.draw(st.sampled_from(DTYPES[:-1])), 3, 2)
@@ -57,6 +59,7 @@ def test_a_lossless_codec_keeps_every_bit(codec: str, data: st.DataObject) -> No
     assert decode_tensor(encode_tensor(array, spec, codec), spec).tobytes() == array.tobytes()
 
 
+@patient
 @given(
     st.sampled_from(QUANTISED),
     st.floats(1e-6, 1e6),
@@ -139,6 +142,7 @@ def test_a_frame_that_declares_another_size_is_not_opened(codec: str) -> None:
         decode_tensor(tensor(codec, data=silent), SPEC)
 
 
+@patient
 @given(st.sampled_from(sorted(CODECS)), st.binary(max_size=64))
 def test_no_bytes_raise_anything_else(codec: str, data: bytes) -> None:
     try:

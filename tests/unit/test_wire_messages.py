@@ -25,7 +25,7 @@ from sluice.wire.messages import (
     sample_of,
 )
 from sluice.wire.names import TIERS
-from tests.unit.wire_support import DIGEST, EPOCH, offload, prediction
+from tests.unit.wire_support import DIGEST, EPOCH, offload, patient, prediction
 
 names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 counts = st.integers(0, 2**63 - 1)
@@ -85,11 +85,13 @@ def test_the_examples_come_back_the_same(outcome: Outcome) -> None:
     assert sample_of(outcome) == ("pi-1", EPOCH, 7)
 
 
+@patient
 @given(offloads | predictions)
 def test_whatever_is_valid_comes_back_the_same(outcome: Outcome) -> None:
     assert decode(encode(outcome)) == outcome
 
 
+@patient
 @given(st.lists(predictions, min_size=1, max_size=4))
 def test_several_predictions_share_a_payload(several: list[Prediction]) -> None:
     assert decode_all(b"".join(map(encode, several))) == several

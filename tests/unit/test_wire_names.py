@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import MqttTopics, Name, check_name, is_name, offload_prefix, offload_topic
+from tests.unit.wire_support import patient
 
 GOOD = ["a", "0", "pi-1", "a-", "a" * 63]
 BAD = ["", "-a", "A", "a" * 64, "a_b", "a.b", "a/b", "a+", "#", "a\n", "\na", "a b", "ä", "٣", "a\0", ".."]
@@ -30,6 +31,7 @@ def test_what_is_none(name: str) -> None:
         TypeAdapter(Name).validate_python(name)
 
 
+@patient
 @given(st.text(max_size=70))
 def test_both_checks_are_the_same(name: str) -> None:
     try:

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from sluice.wire.errors import PermanentError
 from sluice.wire.slices import Slice, parse_slice
+from tests.unit.wire_support import patient
 
 
+@patient
 @given(
     st.from_regex(r"[A-Za-z0-9._-]{1,249}", fullmatch=True),
     st.integers(0, 10**9 - 1),

@@ -25,7 +25,7 @@ from sluice.wire.state import (
     seal,
     unseal,
 )
-from tests.unit.wire_support import DIGEST, EPOCH
+from tests.unit.wire_support import DIGEST, EPOCH, patient
 
 DESIRED = Desired(device_id="pi-1", revision=3, model="gate", bundle=DIGEST, operating_point="default")
 
@@ -88,6 +88,7 @@ def test_unknown_fields_are_a_newer_writers(key: Ed25519PrivateKey) -> None:
     assert unseal(envelope.model_dump_json().encode(), "pi-1", [public_text(key)]) == DESIRED
 
 
+@patient
 @given(
     st.binary(max_size=200) | st.text(max_size=200).map(lambda s: json.dumps({"payload": s, "signature": s}).encode())
 )

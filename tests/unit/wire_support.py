@@ -3,12 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+
 from sluice.wire.manifest import Manifest
 from sluice.wire.messages import Belief, Offload, Prediction, Tensor
 
 EPOCH = "0123456789abcdef"
 DIGEST = "ab" * 32
 DEFAULT = ["edge", "fog", "cloud"]
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For hypothesis on a machine that others use as well: no test fails because it took long."""
 
 
 def offload(**changes: Any) -> Offload:
