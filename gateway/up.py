@@ -100,15 +100,16 @@ class Up:
         """The control plane makes the fixed topics; until they are there nothing is taken in."""
         backoff, told = Backoff(), False
         while not self._stop.is_set():
+            self.writer.poll()
             try:
                 missing = {names.PREDICTIONS, names.DEVICES, names.DEAD_LETTER} - self.catalogue.topic_names()
+                if not missing:
+                    return
+                if not told:
+                    log.warning("waiting for %s; the control plane makes the topics", ", ".join(sorted(missing)))
+                    told = True
             except TemporaryError:
-                missing = {"Kafka"}
-            if not missing:
-                return
-            if not told:
-                log.warning("waiting for %s; the control plane makes the topics", ", ".join(sorted(missing)))
-                told = True
+                told = False  # the door has said that Kafka is away
             self._stop.wait(backoff.wait_s())
 
     def _take_in(self, incoming: Incoming) -> None:
