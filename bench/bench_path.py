@@ -154,7 +154,6 @@ def run(console: Console) -> Report:
                         _measure(report, who, measure)
             finally:
                 bare.stop()
-            report.notes.append(f"edge agent, resident: {memory_mb(system, DEVICES[0]):.0f} MB in the full environment")
     return report
 
 
@@ -166,9 +165,3 @@ def _measure(report: Report, who: str, measure: Callable[[int, float], tuple[flo
             getattr(row, who).append(float(np.percentile(latencies[tier], share)))
     seconds, _ = measure(HEAVY, 1e9)
     getattr(report.row(f"whole path, {OUTSTANDING} under way", "samples/s"), who).append(HEAVY / seconds)
-
-
-def memory_mb(system: System, name: str) -> float:
-    """Resident memory of a process in MB."""
-    status = Path(f"/proc/{system.by_name[name].child.pid}/status").read_text()
-    return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
