@@ -152,7 +152,7 @@ def tell(system: System, held: Held, digest: str, sensor: Sensor) -> dict[str, A
         "lost_at_device": lost_device,
         "lost_in_results": lost_results,
         "duplicates": sum(len(t.finals) - 1 for t in told if t.finals) - sensor.redelivered,
-        "redelivered_by_mqtt_broker": sensor.redelivered,
+        "repeated_across_reconnect": sensor.redelivered,
         "repeats_on_predictions_topic": repeats,
         "provisional": sum(t.provisionals for t in told),
         "accuracy": _mean([r for tier in TIERS for r in right[tier]]),

@@ -32,6 +32,8 @@ class Told:
     """When anything was told, a provisional answer too."""
     finals: list[Prediction] = field(default_factory=list)
     provisionals: int = 0
+    generation: int = 0
+    """The connection that brought the first final answer."""
 
 
 class Sensor:
@@ -57,7 +59,11 @@ class Sensor:
         self.strangers = 0
         """Answers that belong to no sample of this run."""
         self.redelivered = 0
-        """Repeats of a final answer that the broker marked as its own redelivery."""
+        """Repeats, to the byte, of a final answer that an earlier connection had brought already.
+
+        A broker that was killed may deliver what it had delivered, with MQTT's DUP mark or, from a queue that it had
+        saved before, without it. A repeat within a connection, or one that differs, is a duplicate of our making.
+        """
         self.bytes_up = 0
         self._places = threading.Semaphore(outstanding)
         self._changed = threading.Condition()
@@ -139,7 +145,10 @@ class Sensor:
                 told.first_ns = told.first_ns or now
                 if prediction.status == "final":
                     told.finals.append(prediction)
-                    self.redelivered += incoming.duplicate and len(told.finals) > 1
+                    if len(told.finals) == 1:
+                        told.generation = incoming.generation
+                    elif told.generation != incoming.generation and prediction == told.finals[0]:
+                        self.redelivered += 1
                     if len(told.finals) == 1:
                         told.answered_ns = now
                         self._done += 1
