@@ -137,7 +137,7 @@ def placement_of(segments: int, wanted: Sequence[Tier] | None) -> tuple[Tier, ..
     if wanted is None:
         if segments == 1:
             return ("edge",)
-        return ("edge", *["fog"] * (segments - 2), "cloud")  # type: ignore[arg-type]
+        return ("edge", *["fog"] * (segments - 2), "cloud")
     tiers: tuple[Tier, ...] = get_args(Tier)
     if len(wanted) != segments:
         raise PermanentError(f"placement names {len(wanted)} tiers, the model has {segments} segments")

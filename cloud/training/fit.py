@@ -56,7 +56,7 @@ def fit(
         metrics={name: [keras.metrics.SparseCategoricalAccuracy("accuracy")] for name in exits},
     )
 
-    def for_all(x, y):  # type: ignore[no-untyped-def]
+    def for_all(x, y):
         return x, dict.fromkeys(exits, y)
 
     last: Metrics = {}

@@ -133,9 +133,7 @@ class KafkaWriter:
             if error is None and on_offset is not None:
                 on_offset(message.partition() or 0, message.offset() or 0)
             if on_delivery is not None:
-                on_delivery(
-                    None if error is None else (message_error(error, message.offset() or -1) or _error(error, topic))
-                )
+                on_delivery(None if error is None else _error(error, topic))
 
         try:
             extra: dict[str, Any] = {} if partition is None else {"partition": partition}
@@ -411,13 +409,6 @@ class EmbeddedKafka:
         self._producer = ck.Producer({"test.mock.num.brokers": 1, "log_level": 0})
         broker = next(iter(self._producer.list_topics(timeout=10).brokers.values()))
         self.bootstrap = f"{broker.host}:{broker.port}"
-
-
-def message_error(error: ck.KafkaError, _offset: int) -> Exception | None:
-    """The permanent errors that belong to one record and not to Kafka's state; None for others."""
-    if error.code() in _RECORD_ERRORS:
-        return PermanentError(f"Kafka: {error.str()}")
-    return None
 
 
 _PASSING = {

@@ -63,8 +63,6 @@ class Incoming:
     payload: bytes
     qos: int
     retained: bool
-    duplicate: bool
-    """The broker says that it may have sent it before."""
     mid: int
     generation: int
 
@@ -116,7 +114,7 @@ class MqttDoor:
         )
         self._properties: Properties | None = None
         if five:
-            self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has no types for it
             self._properties.SessionExpiryInterval = broker.session_expiry_s if keep_session else 0
         client = self._client
         if broker.username is not None:
@@ -126,6 +124,7 @@ class MqttDoor:
         if will is not None:
             client.will_set(will[0], will[1], qos=1, retain=True)
         client.max_inflight_messages_set(IN_FLIGHT)
+        # paho says int, and only adds and compares
         client.reconnect_delay_set(random.uniform(0.2, 0.6), random.uniform(3.0, 6.0))  # type: ignore[arg-type]
         client.on_socket_open = _send_at_once
         client.on_connect = self._connected
@@ -153,7 +152,7 @@ class MqttDoor:
         self._stopping = True
         properties = None
         if forget and self._properties is not None:
-            properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+            properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]  # as above
             properties.SessionExpiryInterval = 0
         self._client.disconnect(properties=properties)
         self._client.loop_stop()
@@ -234,7 +233,6 @@ class MqttDoor:
                     bytes(message.payload),
                     message.qos,
                     message.retain,
-                    message.dup,
                     message.mid,
                     self.generation,
                 )

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 from sluice.daemon.life import READY, Backoff
 from sluice.doors.http import HttpDoor
@@ -205,10 +206,10 @@ class Worker:
         headers = dead_letter_headers(reason, f"stage-{self.tier}", record.topic, record.partition, record.offset)
         self._put(names.DEAD_LETTER, value, key=record.key, headers=headers, on_delivery=note)
 
-    def _put(self, topic: str, value: bytes, **options: object) -> None:
+    def _put(self, topic: str, value: bytes, **options: Any) -> None:
         while True:
             try:
-                self.writer.write(topic, value, **options)  # type: ignore[arg-type]
+                self.writer.write(topic, value, **options)
             except TemporaryError:
                 self.writer.poll(0.1)
             else:

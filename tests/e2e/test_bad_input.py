@@ -52,6 +52,14 @@ def headers(record: Record) -> dict[str, str]:
     return {name: value.decode() if isinstance(value, bytes) else str(value) for name, value in record.headers}
 
 
+def holds(value: bytes) -> Callable[[Record], bool]:
+    return lambda record: record.value == value
+
+
+def says(reason: str) -> Callable[[Record], bool]:
+    return lambda record: reason in headers(record)["reason"]
+
+
 def still_serves(whole: Whole) -> None:
     sensor = acts.infer(whole.system, whole.held, whole.console, samples=40)
     assert all(len(told.finals) == 1 for told in sensor.told)
@@ -90,7 +98,7 @@ def test_a_device_that_sends_rubbish_up(whole: Whole, letters: Letters, kind: st
     rubbish = f"rubbish {secrets.token_hex(8)}".encode()
     topic = f"sluice/{whole.system.devices[0]}/{kind}"
     publish(whole, whole.system.devices[0], [(topic, rubbish)])
-    letter = letters.until(lambda record: record.value == rubbish)
+    letter = letters.until(holds(rubbish))
     assert letter is not None
     assert headers(letter)["origin"] == topic
     assert headers(letter)["room"] == "gateway"
@@ -107,7 +115,7 @@ def test_truncated_oversized_and_foreign_offloads(whole: Whole, letters: Letters
     foreign = real.replace(device.encode(), other.encode()) if device.encode() in real else real
     publish(whole, device, [(topic, real[:-7]), (topic, b"\0" * 1_500_000), (topic, foreign)])
     for wanted in ("broken offload", "over the limit", f"outcome of '{other}'"):
-        letter = letters.until(lambda record, wanted=wanted: wanted in headers(record)["reason"])  # type: ignore[misc]
+        letter = letters.until(says(wanted))
         assert letter is not None, (wanted, [headers(record)["reason"] for record in letters.seen])
     still_serves(whole)
 
@@ -124,7 +132,7 @@ def test_a_sensor_that_sends_rubbish(whole: Whole, letters: Letters) -> None:
         (b'{"values": [' + b"3," * 63 + b"999]}", "do not fit uint8"),
     ]:
         publish(whole, device, [(topic, payload)])
-        letter = letters.until(lambda record, payload=payload: record.value == payload)  # type: ignore[misc]
+        letter = letters.until(holds(payload))
         assert letter is not None, reason
         assert reason in headers(letter)["reason"]
         assert headers(letter)["room"] == "edge-agent"
@@ -147,7 +155,7 @@ def test_rubbish_on_a_kafka_topic(whole: Whole, letters: Letters, topic: str, ro
     rubbish = f"rubbish {secrets.token_hex(8)}".encode()
     writer = KafkaWriter("test", whole.system.brokers.kafka)
     writer.write_all(topic, [(whole.system.devices[0], rubbish)], 10)
-    letter = letters.until(lambda record: record.value == rubbish)
+    letter = letters.until(holds(rubbish))
     assert letter is not None
     said = headers(letter)
     assert (said["origin"], said["room"]) == (topic, room)

@@ -118,7 +118,7 @@ class Device:
 
     def hear(self, prediction: Prediction) -> Incoming:
         """An answer arrives from above."""
-        incoming = Incoming(f"sluice/{DEVICE}/inbox", messages.encode(prediction), 1, False, False, next(_mids), 1)
+        incoming = Incoming(f"sluice/{DEVICE}/inbox", messages.encode(prediction), 1, False, next(_mids), 1)
         self.outbox.answer(prediction, incoming)
         return incoming
 

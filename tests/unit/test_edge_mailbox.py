@@ -13,7 +13,7 @@ WAIT_S = 20.0
 
 
 def reading(number: int) -> Incoming:
-    return Incoming("t", b"%d" % number, 1, False, False, number, 1)
+    return Incoming("t", b"%d" % number, 1, False, number, 1)
 
 
 class Bringer:

@@ -100,7 +100,7 @@ class Way:
 
     def raw(self, kind: str, payload: bytes, device: str = DEVICE) -> Incoming:
         self.mid += 1
-        incoming = Incoming(f"sluice/{device}/{kind}", payload, 1, False, False, self.mid, 1)
+        incoming = Incoming(f"sluice/{device}/{kind}", payload, 1, False, self.mid, 1)
         self.up._take_in(incoming)
         self.up._carry(self.up._came.get())
         return incoming
@@ -245,7 +245,7 @@ def test_at_its_end_nobody_waits_for_a_place(way: Way, device: Device) -> None:
 
     def bring() -> None:
         for mid in range(50):
-            way.up._take_in(Incoming(f"sluice/{DEVICE}/offload", payload, 1, False, False, mid, 1))
+            way.up._take_in(Incoming(f"sluice/{DEVICE}/offload", payload, 1, False, mid, 1))
 
     network = threading.Thread(target=bring, daemon=True)
     network.start()
