@@ -44,13 +44,18 @@ class Crossing:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A segment to be: what it reads, makes for later ones and passes on, where its logits are, its MACs."""
+    """A segment to be: what it reads, makes for later ones and passes on, where its logits are, its MACs.
 
-    exit: str
+    The last piece of a model that does not classify has no exit; its `outputs` are the model's results.
+    """
+
+    name: str
+    """Where it ends: the exit, or the layer before the split point."""
+    exit: str | None
     inputs: tuple[Crossing, ...]
     outputs: tuple[Crossing, ...]
     passes: tuple[str, ...]
-    logits: Key
+    logits: Key | None
     dense: Node | None
     """The Dense that applies softmax itself, if that is how the exit ends."""
     macs: int
@@ -102,6 +107,7 @@ def cut_at_exits(model: Anatomy, codec: str = "int8-zstd") -> Cut:
         logits, dense = ends[k]
         pieces.append(
             Piece(
+                name=model.exits[k].name,
                 exit=model.exits[k].name,
                 inputs=tuple(named[key] for key in inputs),
                 outputs=tuple(named[key] for key in new),

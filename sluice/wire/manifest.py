@@ -21,10 +21,29 @@ FORMAT = 1
 MAX_MANIFEST_BYTES = 4_000_000
 
 
+Quantize = Literal["float32", "float16", "int8"]
+
+
 class Part(BaseModel):
     """Base of all parts: immutable, and strict about unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Coarse(Part):
+    """How codec coarse writes a tensor: clipped to `low`..`high`, in `levels` even steps, bits packed, zstd."""
+
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    levels: int = Field(ge=2, le=16)
+    dictionary: str = Field(default="", max_length=65_536)
+    """Trained zstd dictionary, base64; empty: none."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Coarse:
+        if not self.low < self.high:
+            raise ValueError(f"coarse range {self.low:g}..{self.high:g} does not rise")
+        return self
 
 
 class TensorSpec(Part):
@@ -35,6 +54,8 @@ class TensorSpec(Part):
     shape: tuple[Annotated[int, Field(gt=0)], ...] = Field(max_length=8)
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     zero_point: int | None = Field(default=None, ge=-128, le=127)
+    coarse: Coarse | None = None
+    """For codec coarse; a tensor without it cannot travel so."""
 
     @property
     def size(self) -> int:
@@ -79,6 +100,10 @@ class Segment(Part):
     """
 
     index: int
+    name: str = Field(default="", max_length=200)
+    """Where it ends: the layer before the split point, or the exit."""
+    quantize: Quantize = "float32"
+    """Of its weights and arithmetic; what crosses and the logits are floating point all the same."""
     file: Blob
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -89,6 +114,8 @@ class Segment(Part):
     """An npz: `in.<tensor>` and `out.<tensor>` (logits too), each (n, *shape)."""
     tolerance: float = Field(gt=0, allow_inf_nan=False)
     """Largest absolute difference from the golden outputs; runtimes and CPUs differ in the last bit."""
+    reference_us: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Median time of one sample on the machine that partitioned, one thread, µs."""
 
     @property
     def logits(self) -> set[str]:
@@ -109,7 +136,12 @@ class ExitPolicy(Part):
 
 
 class Certificate(Part):
-    """What was promised of an operating point, by which method, and what was seen."""
+    """What was promised of an operating point, by which method, and what was seen.
+
+    With probability 1 − `delta` over the `n` certifying samples, all the manifest's certified operating points
+    (`points` of them) harm at most a share `epsilon` of new samples. Harm by `criterion`: another answer than the full
+    model's (agreement), or a wrong one where the full model's is right (accuracy).
+    """
 
     method: str
     criterion: Literal["agreement", "accuracy"]
@@ -117,6 +149,12 @@ class Certificate(Part):
     delta: float
     n: int
     violations: int
+    points: int = Field(default=1, ge=1)
+    """Operating points that share `delta`; each was certified at `delta / points`."""
+    scope: Literal["samples", "groups"] = "samples"
+    """What is new: samples like those that certified (of the same groups, if there were any), or groups."""
+    groups: int | None = None
+    """Groups (people, devices, sites) among the certifying samples, if they were told."""
 
 
 class OperatingPoint(Part):
@@ -148,8 +186,9 @@ class Manifest(Part):
     format: Literal[1] = 1
     model: Name
     version: int = Field(ge=1)
-    task: Literal["classification"] = "classification"
-    labels: tuple[str, ...] = Field(min_length=2)
+    task: Literal["classification", "tensors"] = "classification"
+    """`tensors`: the answer is what the last segment makes, there are no labels and no exits."""
+    labels: tuple[str, ...] = ()
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     segments: tuple[Segment, ...] = Field(min_length=1)
     operating_points: tuple[OperatingPoint, ...] = Field(min_length=1)
@@ -197,8 +236,15 @@ class Manifest(Part):
             made = [spec.name for spec in segment.outputs] + sorted(segment.logits)
             if twice := _twice((*made, *segment.passes)):
                 raise ValueError(f"segment {i} gives two tensors called {twice!r}")
-        if self.segments[-1].exit is None:
-            raise ValueError("the last segment has no exit")
+        if self.task == "classification":
+            if self.segments[-1].exit is None:
+                raise ValueError("the last segment has no exit")
+            if len(self.labels) < 2:
+                raise ValueError("labels: a classification has two at least")
+        elif self.exits or self.labels:
+            raise ValueError("exits and labels are for classification")
+        elif not self.segments[-1].outputs:
+            raise ValueError("the last segment makes nothing")
         return self
 
     @model_validator(mode="after")

@@ -92,7 +92,10 @@ class Offload:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer; fields as in `schemas/prediction.v1.avsc`. `outputs` is little-endian float32."""
+    """The answer; fields as in `schemas/prediction.v1.avsc`. `outputs` is little-endian float32.
+
+    `label` is -1 where the model does not classify; its results, one after the other, are in `outputs`.
+    """
 
     device_id: str
     epoch: str
@@ -158,7 +161,7 @@ def _checked(message: str, record: dict[str, Any]) -> Outcome:
     _require(record["tier"] in TIERS, f"tier {record['tier'][:20]!r} is not one of {', '.join(TIERS)}")
     _require(all(tier in TIERS for tier in record["compute_us"]), "compute_us names an unknown tier")
     if message == "prediction":
-        _check_belief(record)
+        _check_belief(record, label_from=-1)
         _require(record["status"] in STATUSES, f"status {record['status'][:20]!r} is unknown")
         _require(record["reason"] in REASONS, f"reason {record['reason'][:20]!r} is unknown")
         _require(len(record["outputs"]) % 4 == 0, "outputs are not float32")
@@ -179,8 +182,8 @@ def _checked(message: str, record: dict[str, Any]) -> Outcome:
     return Offload(**record)
 
 
-def _check_belief(record: dict[str, Any]) -> None:
-    _require(record["exit"] >= 0 and record["label"] >= 0, "exit or label is negative")
+def _check_belief(record: dict[str, Any], label_from: int = 0) -> None:
+    _require(record["exit"] >= 0 and record["label"] >= label_from, "exit or label is negative")
     # float32 softmax may end a hair over 1
     _require(math.isfinite(record["confidence"]) and 0 <= record["confidence"] <= 1.001, "confidence not in 0..1")
 
