@@ -129,7 +129,7 @@ OF_BOTH: list[tuple[dict[str, Any], str]] = [
 ]
 OF_PREDICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"exit": -1}, "exit or label is negative"),
-    ({"label": -1}, "exit or label is negative"),
+    ({"label": -2}, "exit or label is negative"),
     ({"confidence": -0.1}, "confidence not in 0..1"),
     ({"confidence": 1.1}, "confidence not in 0..1"),
     ({"confidence": float("nan")}, "confidence not in 0..1"),
