@@ -99,6 +99,7 @@ partitions = Table(
     Column("training", String(40), ForeignKey("trainings.id"), nullable=False),
     Column("settings", JSON, nullable=False),
     Column("bundle", String(64)),
+    Column("report", String(64)),  # sha256 of an HTML page among the blobs
 )
 
 bundles = Table(

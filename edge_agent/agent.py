@@ -22,7 +22,7 @@ from edge_agent.outbox import Outbox
 from edge_agent.sensor import read
 from edge_agent.settings import EdgeSettings
 from edge_agent.store import Store
-from edge_agent.updates import Prepared, Updater, keep_only, prepare_local
+from edge_agent.updates import Measured, Prepared, Updater, keep_only, prepare_local
 from edge_agent.window import Window, as_input
 from sluice.daemon.life import READY
 from sluice.doors.mqtt import Incoming, MqttDoor
@@ -33,6 +33,7 @@ from sluice.wire.codec import encode_tensor
 from sluice.wire.errors import PermanentError, UnknownSchemaError
 from sluice.wire.messages import Offload, Outcome, Prediction
 from sluice.wire.names import LETTER_KIND, MqttTopics
+from sluice.wire.profile import Profile, parse_profile
 from sluice.wire.state import (
     MAX_STATE_BYTES,
     DeadLetter,
@@ -89,6 +90,7 @@ class Agent:
         self.revision = int(self.store.fact("revision") or b"0")
         self.since_us = 0
         self.last_error: str | None = None
+        self.measured: Profile | None = None
         self._to_ack: list[Incoming] = []
         self._letters: list[DeadLetter] = []
         self._report_due = False
@@ -199,6 +201,8 @@ class Agent:
             self.outbox.published(event)
         elif isinstance(event, Prepared):
             self._prepared(event)
+        elif isinstance(event, Measured):
+            self._take_measured(event)
         elif event == "up":
             self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("online"), retain=True)
             self.outbox.link_is_up()
@@ -260,9 +264,30 @@ class Agent:
             result.desired.operating_point,
             extra={"device_id": self.settings.device_id, "model": result.desired.model},
         )
+        answered = self.measured.request if self.measured else None
+        if result.desired.profile not in (None, answered):
+            self.updater.measure(result.desired)
+
+    def _take_measured(self, result: Measured) -> None:
+        """The updater has measured the segments, or could not."""
+        self._report_due = True
+        if result.profile is None:
+            self.last_error = f"profile {result.desired.profile}: {result.error}"
+            log.error(self.last_error)
+            return
+        self.measured = result.profile
+        self.store.set_fact("measured", result.profile.model_dump_json().encode())
+        self.store.dirty = True
+        log.info("measured %d segments", len(result.profile.segments), extra={"model": result.desired.model})
 
     def _take_up(self) -> None:
         """Run what ran before the restart, from what is on the device."""
+        measured = self.store.fact("measured")
+        if measured is not None:
+            try:
+                self.measured = parse_profile(measured)
+            except PermanentError as error:
+                log.warning("what was measured before cannot be read: %s", error)
         envelope = self.store.fact("desired")
         if envelope is None:
             return
@@ -326,6 +351,7 @@ class Agent:
             last_error=self.last_error,
             agent_version=VERSION,
             profile=profile(),
+            measured=self.measured,
             counters=dict(self.outbox.counters),
         )
 

@@ -1,7 +1,8 @@
 """Updates: from a desired state to a stage that is proven and ready, off the main loop.
 
 A thread fetches what is missing, checks digests and the signature, loads the segments and proves them on their golden
-samples. Only then does the main loop switch, between two samples. What fails leaves the running bundle alone.
+samples. Only then does the main loop switch, between two samples. What fails leaves the running bundle alone. The same
+thread measures the segments when it is asked to, with interpreters of its own; a new order goes first.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from pathlib import Path
 from edge_agent.settings import EdgeSettings
 from sluice.daemon.life import Backoff
 from sluice.doors.http import HttpDoor
+from sluice.stage.profile import GivenUp, measure
 from sluice.stage.segment import load_segments
 from sluice.stage.step import Stage, loaded_by
 from sluice.wire import bundle as bundles
 from sluice.wire.codec import CODECS
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.profile import Profile
 from sluice.wire.state import Desired
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,15 @@ class Prepared:
     final: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What became of the request for a profile in `desired`: the profile, or the reason why there is none."""
+
+    desired: Desired
+    profile: Profile | None
+    error: str | None = None
+
+
 def prepare_local(settings: EdgeSettings, desired: Desired) -> Stage:
     """The stage of `desired` from what is on the device; `PermanentError` says what is missing or wrong."""
     folder = settings.data / "bundles" / desired.bundle
@@ -57,13 +69,16 @@ def prepare_local(settings: EdgeSettings, desired: Desired) -> Stage:
 
 
 class Updater:
-    """A thread that prepares the newest desired state and hands the result to `report`."""
+    """A thread that prepares the newest desired state, measures, and hands the results to `report`."""
 
-    def __init__(self, settings: EdgeSettings, report: Callable[[Prepared], None]) -> None:
+    def __init__(self, settings: EdgeSettings, report: Callable[[Prepared | Measured], None]) -> None:
         self.settings = settings
         self._report = report
         self._door = HttpDoor(settings.cloud_url, settings.token)
         self._newest: tuple[Desired, bytes] | None = None
+        self._order: tuple[Desired, bytes] | None = None
+        """The newest, while nobody has taken it up."""
+        self._to_measure: Desired | None = None
         self._ordered = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="updates", daemon=True)
@@ -71,7 +86,12 @@ class Updater:
 
     def order(self, desired: Desired, envelope: bytes) -> None:
         """Prepare `desired`; an order that has not been finished is given up for it."""
-        self._newest = (desired, envelope)
+        self._newest = self._order = (desired, envelope)
+        self._ordered.set()
+
+    def measure(self, desired: Desired) -> None:
+        """Measure the segments of `desired`, which are on the device, as it requests."""
+        self._to_measure = desired
         self._ordered.set()
 
     @property
@@ -86,27 +106,55 @@ class Updater:
         self._door.close()
 
     def _serve(self) -> None:
-        backoff = Backoff()
         while self._ordered.wait() and not self._closing:
             self._ordered.clear()
-            if self._newest is None:
+            order, self._order = self._order, None
+            if order is not None:
+                self._follow(*order)
+            wanted = self._to_measure
+            if wanted is not None and not self._interrupted():
+                self._measure(wanted)
+
+    def _interrupted(self) -> bool:
+        return self._ordered.is_set() or self._closing
+
+    def _follow(self, desired: Desired, envelope: bytes) -> None:
+        """Prepare `desired` until it is there, or never will be, or there is a newer order."""
+        backoff, told = Backoff(), False
+        while not self._interrupted():
+            try:
+                self._report(Prepared(desired, envelope, self._prepare(desired)))
+            except PermanentError as error:
+                self._report(Prepared(desired, envelope, None, str(error)))
+            except TemporaryError as error:
+                if not told:
+                    log.warning("update to revision %d waits: %s", desired.revision, error)
+                    self._report(Prepared(desired, envelope, None, str(error), final=False))
+                    told = True
+                self._ordered.wait(backoff.wait_s())
                 continue
-            desired, envelope = self._newest
-            backoff.reset()
-            told = False
-            while not (self._ordered.is_set() or self._closing):
-                try:
-                    self._report(Prepared(desired, envelope, self._prepare(desired)))
-                except PermanentError as error:
-                    self._report(Prepared(desired, envelope, None, str(error)))
-                except TemporaryError as error:
-                    if not told:
-                        log.warning("update to revision %d waits: %s", desired.revision, error)
-                        self._report(Prepared(desired, envelope, None, str(error), final=False))
-                        told = True
-                    self._ordered.wait(backoff.wait_s())
-                    continue
-                break
+            break
+
+    def _measure(self, desired: Desired) -> None:
+        """Measure what this device runs of `desired`; given up for a new order, it is taken up again after that."""
+        folder = self.settings.data / "bundles" / desired.bundle
+        try:
+            manifest = bundles.open_bundle(folder, desired.bundle, self.settings.public_keys).manifest
+            found = measure(
+                folder,
+                indices=loaded_by(manifest, "edge"),
+                threads=self.settings.threads,
+                request=desired.profile,
+                give_up=self._interrupted,
+            )
+        except GivenUp:
+            return
+        except PermanentError as error:
+            self._report(Measured(desired, None, str(error)))
+        else:
+            self._report(Measured(desired, found))
+        if self._to_measure is desired:
+            self._to_measure = None
 
     def _prepare(self, desired: Desired) -> Stage:
         folder = self.settings.data / "bundles" / desired.bundle

@@ -1,171 +1,136 @@
-"""From exported segments and held-out samples to scales, temperatures, thresholds and what to expect of them.
-
-The samples are split once: one part fits what needs no promise (int8 ranges, temperatures, candidates for the
-threshold), the other certifies. Everything after the ranges sees tensors as they come through the codec.
-"""
+"""From logits of held-out samples to temperatures and confidences, and what to expect of an exit by its confidence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from scipy.stats import beta
 
-from partitioner import certify
-from partitioner.chain import Passage, ranges_of, run_chain, with_scales
+from partitioner.chain import Passage
 from sluice.stage.policy import gate
-from sluice.stage.segment import Arrays
-from sluice.wire.manifest import Certificate, ExitPolicy, OperatingPoint, Segment, TensorSpec
-from sluice.wire.names import Tier
 
-if TYPE_CHECKING:
-    from partitioner.export import Exported
-
-FIT_SHARE = 0.25
-"""Share of the samples that fits; the rest certifies."""
-NEVER = 2.0
-"""A threshold that no confidence reaches."""
 COLDEST, HOTTEST = 0.05, 20.0
+BINS = 15
+"""Of the reliability diagram, of equal width."""
+SWEPT = 33
+"""Thresholds of a sweep, at even steps of the share that they let answer."""
+SURE = 0.95
+"""Of the intervals."""
 
+Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What was asked for: ε = `max_accuracy_loss`, δ = 1 − `confidence`, and how tensors travel."""
-
-    max_accuracy_loss: float
-    confidence: float
-    codec: str
-    measure: str
-    placement: tuple[Tier, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Calibrated:
-    """Segments with their scales, the operating points, and why there is no certified early exit, if there is none."""
-
-    segments: list[Segment]
-    inputs: tuple[TensorSpec, ...]
-    points: tuple[OperatingPoint, ...]
-    reason: str
-
-
-def calibrate(
-    exported: Sequence[Exported],
-    crossings: Sequence[Sequence[TensorSpec]],
-    samples: Arrays,
-    y: Labels | None,
-    wanted: Labels,
-    goal: Goal,
-    seed: int = 0,
-) -> Calibrated:
-    """Calibrate on `samples` (name: (n, *shape), none of them trained on).
-
-    `crossings[k]`: specs of what crosses into segment k, without scales. `y`: (n,) true labels, if known. `wanted`:
-    (n,) labels of the full float model. The operating points are `default` (certified, or without early exits where
-    nothing can be certified) and `no-exit`.
-    """
-    running = [one.segment for one in exported]
-    fit, rest = _halves(len(wanted), seed)
-    ranges = ranges_of(running, _rows(samples, fit))
-    segments = with_scales([one.spec for one in exported], ranges)
-    scaled = {t.name: t for segment in segments for t in (*segment.outputs, *segment.inputs)}
-    known = [[scaled.get(spec.name, spec) for spec in specs] for specs in crossings]
-
-    fitted = run_chain(running, known, _rows(samples, fit), goal.placement, goal.codec)
-    truth = wanted if y is None else y
-    temperatures = [temperature(logits, truth[fit]) for logits in fitted.logits]
-    levels = certify.candidates(_confidence(goal.measure, fitted, temperatures)[:-1])
-
-    passage = run_chain(running, known, _rows(samples, rest), goal.placement, goal.codec)
-    confidence = _confidence(goal.measure, passage, temperatures)[:-1]
-    labels = [gate(goal.measure, logits, 1.0)[0] for logits in passage.logits]
-    epsilon, delta = goal.max_accuracy_loss, round(1 - goal.confidence, 12)
-    chosen = certify.choose(goal.measure, levels, confidence, labels, wanted[rest], epsilon, delta)
-
-    def point(name: str, threshold: float, certificate: Certificate | None) -> OperatingPoint:
-        exits = certify.first_exit(goal.measure, confidence, threshold, len(rest))
-        policies = [
-            ExitPolicy.model_validate(
-                {"measure": goal.measure, "threshold": threshold if k < len(confidence) else 0.0, "temperature": t}
-            )
-            for k, t in enumerate(temperatures)
-        ]
-        return OperatingPoint(
-            id=name,
-            placement=goal.placement,
-            codec=goal.codec,
-            policies=tuple(policies),
-            certificate=certificate,
-            expected=expected(passage, labels, exits, wanted[rest], None if y is None else y[rest]),
-        )
-
-    certificate = None
-    if chosen.threshold is not None:
-        certificate = Certificate(
-            method=certify.METHOD,
-            criterion="agreement",
-            epsilon=epsilon,
-            delta=delta,
-            n=chosen.n,
-            violations=chosen.violations,
-        )
-    default = NEVER if chosen.threshold is None else chosen.threshold
-    points = (point("default", default, certificate), point("no-exit", NEVER, None))
-    return Calibrated(segments, tuple(known[0]), points, chosen.reason)
 
 
 def temperature(logits: NDArray[np.float32], labels: Labels) -> float:
     """The temperature that makes the probabilities of `logits` (n, classes) most likely for `labels` (n,).
 
-    Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+    Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599. A weak belief in 1 keeps it
+    from running off where all of few samples are right, or all logits equal. Rows that are not numbers do not count.
     """
-    rows = np.arange(len(labels))
+    told = np.isfinite(logits).all(axis=1)
+    known, right = logits[told].astype(np.float64), labels[told]
+    rows = np.arange(len(known))
 
     def loss(log_t: float) -> float:
-        return float(-log_softmax(logits.astype(np.float64) / np.exp(log_t), axis=1)[rows, labels].mean())
+        return float(0.5 * log_t**2 - log_softmax(known / np.exp(log_t), axis=1)[rows, right].sum())
 
     found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
     return float(np.exp(found.x))
 
 
+def confidences(measure: str, logits: Sequence[NDArray[np.float32]], temperatures: Sequence[float]) -> list[Floats]:
+    """The confidence (n,) in each of `logits` (n, classes), as the device's gate works it out."""
+    return [gate(measure, one, t)[1] for one, t in zip(logits, temperatures, strict=True)]
+
+
 def expected(
-    passage: Passage, labels: Sequence[Labels], exits: Labels, wanted: Labels, y: Labels | None
+    passage: Passage, exits: Labels, wanted: Labels, y: Labels | None, passed: Sequence[int] | None = None
 ) -> dict[str, float | list[float]]:
-    """What was measured, where `exits` (n,) says which exit answers a sample; bytes are means over those that cross."""
+    """What was measured, where `exits` (n,) tells which exit answers a sample, `wanted` (n,) the full model's labels.
+
+    Shares 0..1 with 95 % intervals (Clopper and Pearson, Biometrika 26, 1934); `exit_accuracy` of each exit's answers
+    to all samples. Bytes of each cut are means over those that cross it, `passed`
+    being the number of exits before it (one more each, if not told). Accuracies are there where the true labels `y`
+    (n,) are known.
+    """
     n = len(exits)
-    answers = np.stack(labels)[exits, np.arange(n)]
-    share = np.bincount(exits, minlength=len(labels)) / n
+    labels = np.stack([logits.argmax(axis=1) for logits in passage.logits])
+    answers = labels[exits, np.arange(n)]
+    before = range(1, len(passage.sent) + 1) if passed is None else passed
     figures: dict[str, float | list[float]] = {
         "agreement": float((answers == wanted).mean()),
-        "exit_share": share.tolist(),
+        "agreement_interval": _interval(answers == wanted),
+        "exit_share": (np.bincount(exits, minlength=len(labels)) / n).tolist(),
         "crossing_bytes": [
-            float(sent[exits > k].mean()) if (exits > k).any() else float(sent.mean())
-            for k, sent in enumerate(passage.sent)
+            float(sent[exits >= exits_before].mean()) if (exits >= exits_before).any() else float(sent.mean())
+            for sent, exits_before in zip(passage.sent, before, strict=True)
         ],
     }
     if y is not None:
         figures["accuracy"] = float((answers == y).mean())
+        figures["accuracy_interval"] = _interval(answers == y)
         figures["full_model_accuracy"] = float((wanted == y).mean())
-        figures["exit_accuracy"] = [float((label == y).mean()) for label in labels]
+        figures["exit_accuracy"] = (labels == y).mean(axis=1).tolist()
     return figures
 
 
-def _confidence(measure: str, passage: Passage, temperatures: Sequence[float]) -> list[NDArray[np.float32]]:
-    return [gate(measure, logits, t)[1] for logits, t in zip(passage.logits, temperatures, strict=True)]
+def reliability(confidence: Floats, right: NDArray[np.bool_]) -> dict[str, Any]:
+    """How far `confidence` (n,) can be taken at its word, `right` (n,) being whether the answer is.
+
+    `bins`: mean confidence, share that is right, and count, of each of `BINS` even intervals that is not empty; `ece`:
+    expected calibration error, the mean distance of the two over the samples (Guo et al., arXiv 1706.04599, section 2).
+    """
+    number = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = []
+    for one in np.unique(number):
+        members = number == one
+        bins.append(
+            {
+                "confidence": float(confidence[members].mean()),
+                "right": float(right[members].mean()),
+                "count": int(members.sum()),
+            }
+        )
+    error = sum(abs(one["confidence"] - one["right"]) * one["count"] for one in bins) / max(len(confidence), 1)
+    return {"bins": bins, "ece": float(error)}
 
 
-def _halves(n: int, seed: int) -> tuple[Labels, Labels]:
-    """Indices of the fitting and of the certifying samples."""
-    order = np.random.default_rng(seed).permutation(n)
-    size = max(1, round(n * FIT_SHARE))
-    return np.sort(order[:size]), np.sort(order[size:])
+def sweep(confidence: Floats, labels: Labels, wanted: Labels, y: Labels | None) -> list[dict[str, float | None]]:
+    """What an early exit would answer by itself at one threshold after the other, from the strictest on.
+
+    `confidence`, its `labels`, the full model's labels `wanted` and the true ones `y`, if known: (n,) each. `threshold`
+    is an observed confidence, `share` of samples at or above it, `agreement` and `accuracy` of the answers to those.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    sorted_down = confidence[order]
+    last = np.flatnonzero(np.append(sorted_down[1:] < sorted_down[:-1], True))
+    last = last[sorted_down[last] > 0]
+    if not len(last):
+        return []
+    n = len(order)
+    at = np.unique(last[np.searchsorted(last, np.linspace(last[0], last[-1], SWEPT))])
+    agreed = np.cumsum(labels[order] == wanted[order])
+    correct = None if y is None else np.cumsum(labels[order] == y[order])
+    return [
+        {
+            "threshold": float(sorted_down[i]),
+            "share": (i + 1) / n,
+            "agreement": float(agreed[i] / (i + 1)),
+            "accuracy": None if correct is None else float(correct[i] / (i + 1)),
+        }
+        for i in at.tolist()
+    ]
 
 
-def _rows(samples: Arrays, indices: Labels) -> Arrays:
-    return {name: array[indices] for name, array in samples.items()}
+def _interval(hits: NDArray[np.bool_]) -> list[float]:
+    """The exact interval of a share, at `SURE`."""
+    n, k, tail = len(hits), int(hits.sum()), (1 - SURE) / 2
+    return [
+        float(beta.ppf(tail, k, n - k + 1)) if k else 0.0,
+        float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0,
+    ]

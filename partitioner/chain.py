@@ -6,14 +6,14 @@ calibration sees every loss that the sample will meet on its way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice.stage.segment import Arrays, RunningSegment
-from sluice.wire.codec import encode_tensor, round_trip
+from sluice.stage.segment import Array, Arrays, RunningSegment
+from sluice.wire.codec import payload_sizes, round_trip
 from sluice.wire.manifest import Segment, TensorSpec
 from sluice.wire.names import Tier
 
@@ -24,10 +24,15 @@ LEVELS = 255
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """`logits`: (n, classes) float32 of each exit; `sent`: (n,) bytes of each cut, 0 where it lies inside a tier."""
+    """What became of n samples.
+
+    `logits`: (n, classes) float32 of each exit; `sent`: (n,) bytes of tensors' data at each cut, 0 where it lies
+    inside a tier; `results`: what the last segment of a model that does not classify makes, name: (n, *shape).
+    """
 
     logits: tuple[NDArray[np.float32], ...]
     sent: tuple[NDArray[np.int64], ...]
+    results: Arrays = field(default_factory=dict)
 
 
 def run_chain(
@@ -37,15 +42,16 @@ def run_chain(
     placement: Sequence[Tier],
     codec: str,
 ) -> Passage:
-    """Run `inputs` (name: (n, *shape)) through all segments; `crossings[k]` crosses into segment k."""
-    n = len(next(iter(inputs.values())))
-    parts = [
-        _run_batch(segments, crossings, {name: a[i : i + BATCH] for name, a in inputs.items()}, placement, codec)
-        for i in range(0, n, BATCH)
-    ]
+    """Run `inputs` (name: (n, *shape)) through all segments; `crossings[k]` crosses into segment k.
+
+    A model that begins above the edge is sent its raw input, which is not in `sent`: nothing is cut there. Raises
+    `PermanentError` for an unknown codec.
+    """
+    parts = [_run_batch(segments, crossings, batch, placement, codec) for batch in _batches(inputs)]
     return Passage(
         tuple(np.concatenate(logits) for logits in zip(*(part.logits for part in parts), strict=True)),
         tuple(np.concatenate(sent) for sent in zip(*(part.sent for part in parts), strict=True)),
+        _joined([part.results for part in parts]),
     )
 
 
@@ -56,43 +62,54 @@ def _run_batch(
     placement: Sequence[Tier],
     codec: str,
 ) -> Passage:
-    tensors = dict(inputs)
+    tensors: Mapping[str, Array] = inputs
     n = len(next(iter(inputs.values())))
     logits, sent = [], []
+    made: Arrays = {}
     for k, segment in enumerate(segments):
         if k > 0:
+            tensors = {spec.name: made.get(spec.name, tensors.get(spec.name)) for spec in crossings[k]}
             size = np.zeros(n, np.int64)
             if placement[k] != placement[k - 1]:
                 for spec in crossings[k]:
-                    size += [len(encode_tensor(row, spec, codec).data) for row in tensors[spec.name]]
-                    tensors[spec.name] = round_trip(tensors[spec.name], spec, codec)
+                    size += payload_sizes(tensors[spec.name], spec, codec)
+                tensors = {spec.name: round_trip(tensors[spec.name], spec, codec) for spec in crossings[k]}
             sent.append(size)
         made = segment.run(tensors)
-        assert segment.spec.exit is not None
-        logits.append(made[segment.spec.exit.logits].astype(np.float32))
-        tensors |= made
-    return Passage(tuple(logits), tuple(sent))
+        if segment.spec.exit is not None:
+            logits.append(made[segment.spec.exit.logits].astype(np.float32, copy=False))
+    last = segments[-1].spec
+    return Passage(tuple(logits), tuple(sent), {spec.name: made[spec.name] for spec in last.outputs})
 
 
-def with_scales(specs: Sequence[Segment], ranges: dict[str, tuple[float, float]]) -> list[Segment]:
-    """The segments with scale and zero point of every float tensor between them from its (least, largest) value."""
+def _batches(inputs: Arrays) -> Iterator[Arrays]:
+    n = len(next(iter(inputs.values())))
+    for i in range(0, n, BATCH):
+        yield {name: array[i : i + BATCH] for name, array in inputs.items()}
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def with_scales(specs: Sequence[Segment], ranges: Mapping[str, tuple[float, float]]) -> list[Segment]:
+    """The segments with scale and zero point of every float tensor between them.
+
+    What int8 has given a scale keeps it, wherever it goes; the others get theirs from the tensor's (least, largest)
+    value.
+    """
+    fixed = {tensor.name: tensor for spec in specs for tensor in spec.outputs if tensor.scale is not None}
+
+    def scaled(tensor: TensorSpec) -> TensorSpec:
+        if tensor.name in fixed or not tensor.is_float:
+            return fixed.get(tensor.name, tensor)
+        scale, zero_point = affine(*ranges[tensor.name])
+        return tensor.model_copy(update={"scale": scale, "zero_point": zero_point})
+
     return [
-        spec.model_copy(
-            update={
-                "inputs": tuple(_scaled(tensor, ranges) for tensor in spec.inputs),
-                "outputs": tuple(_scaled(tensor, ranges) for tensor in spec.outputs),
-            }
-        )
+        spec.model_copy(update={"inputs": tuple(map(scaled, spec.inputs)), "outputs": tuple(map(scaled, spec.outputs))})
         for spec in specs
     ]
-
-
-def _scaled(spec: TensorSpec, ranges: dict[str, tuple[float, float]]) -> TensorSpec:
-    if not spec.is_float:
-        return spec
-    least, largest = ranges[spec.name]
-    scale, zero_point = affine(least, largest)
-    return spec.model_copy(update={"scale": scale, "zero_point": zero_point})
 
 
 def affine(least: float, largest: float) -> tuple[float, int]:
@@ -107,8 +124,13 @@ def affine(least: float, largest: float) -> tuple[float, int]:
 
 
 def ranges_of(segments: Sequence[RunningSegment], inputs: Arrays) -> dict[str, tuple[float, float]]:
-    """(least, largest) value of every tensor that crosses a cut, uncoded, over `inputs` (name: (n, *shape))."""
-    tensors = dict(inputs)
-    for segment in segments:
-        tensors |= segment.run(tensors)
-    return {name: (float(a.min()), float(a.max())) for name, a in tensors.items()}
+    """(least, largest) value of the inputs (name: (n, *shape)) and of everything that segments make, uncoded."""
+    found: dict[str, tuple[float, float]] = {}
+    for batch in _batches(inputs):
+        tensors = dict(batch)
+        for segment in segments:
+            tensors |= segment.run(tensors)
+        for name, array in tensors.items():
+            least, largest = found.get(name, (np.inf, -np.inf))
+            found[name] = min(least, float(array.min())), max(largest, float(array.max()))
+    return found

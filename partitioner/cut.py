@@ -1,21 +1,22 @@
-"""Where a model is cut for its own exits, and what crosses.
+"""A model cut into segments: where each ends, what it makes, and what crosses to the next.
 
-Segment k makes what exit k needs and no earlier segment made: the trunk up to where the exit branches off, and the
-exit's classifier. What later segments still need then crosses, skip connections too; a tensor that a segment does
-not read itself but a later one does passes it by untouched.
+A segment does the trunk from the end before it to its own, and its exit's head, if it ends in one. What later segments
+still need then crosses, skip connections too; a tensor that a segment does not make but a later one reads passes it by
+untouched. Heads of exits that no segment ends in are left out.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
-import numpy as np
 
-from partitioner.exits import Anatomy, linear_copy, logits_of
+from partitioner.calls import parts_of
+from partitioner.exits import Anatomy, logits_of
 from partitioner.graph import Graph, Key, Node, Replace, rebuild
+from partitioner.splits import Crossing, SplitPoint, crossing_of, input_crossings
 from sluice.wire.errors import PermanentError
 from sluice.wire.messages import MAX_MESSAGE_BYTES
 
@@ -23,26 +24,18 @@ LOGITS = "logits"
 """Name of an exit's output in every segment."""
 ENVELOPE_BYTES = 2_000
 """Room for everything in an `Offload` that is not a tensor's data."""
-DTYPES = ("float32", "float16", "int8", "uint8", "int32", "int64", "bool")
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
-    """A tensor at a cut: its short name (it travels with every message), its key, dtype and shape of one sample."""
+class End:
+    """Where a segment ends: `position` on the trunk, and which of the anatomy's exits it ends in, if any."""
 
+    position: int
+    exit: int | None
     name: str
-    key: Key
-    dtype: str
-    shape: tuple[int, ...]
-
-    def nbytes(self, codec: str) -> int:
-        """Bytes of one sample before compression: floats as one byte each with the int8 codecs."""
-        if self.dtype.startswith("float") and codec.startswith("int8"):
-            return math.prod(self.shape)
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """A segment to be: what it reads, makes for later ones and passes on, where its logits are, its MACs.
 
@@ -63,7 +56,7 @@ class Piece:
     """All that crosses from this segment to the next: outputs and what passes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cut:
     """A model, cut: its inputs as they cross into segment 0, and its pieces in order."""
 
@@ -72,108 +65,155 @@ class Cut:
     pieces: tuple[Piece, ...]
 
 
-def cut_at_exits(model: Anatomy, codec: str = "int8-zstd") -> Cut:
-    """Cut `model` after each of its exits; one segment an exit.
+def ends_of(model: Anatomy, exits: Iterable[int], points: Iterable[SplitPoint] = ()) -> list[End]:
+    """Where segments end for these early exits (indices) and split points, in order; the end of the trunk is the last.
 
-    Raises `PermanentError` for what cannot cross: an open shape, an unknown dtype, or more bytes (by `codec`, before
-    compression) than a message holds.
+    An exit and a split point at one position become one end; the final exit is always there. The split point at the
+    raw input cuts nothing off (that the first segment need not be on the device is for its placement to say).
+    """
+    last = len(model.exits) - 1 if model.exits else None
+    early = sorted({k for k in exits if k != last}, key=lambda k: (model.position(k), k))
+    ends = [End(model.position(k), k, model.exits[k].name) for k in early]
+    taken = {end.position for end in ends} | {0, len(model.trunk)}
+    ends += [End(point.position, None, point.name) for point in points if point.position not in taken]
+    ends.sort(key=lambda end: end.position)
+    name = model.graph.nodes[model.trunk[-1]].name if last is None else model.exits[last].name
+    return [*ends, End(len(model.trunk), last, name)]
+
+
+def cut(model: Anatomy, ends: Sequence[End]) -> Cut:
+    """Cut `model` at `ends`, in order of position, the end of the trunk last; one piece an end.
+
+    Raises `PermanentError` for what cannot cross (an open shape, an unknown dtype, other rows than samples), and for
+    an end without an exit that leaves its segment nothing to do.
     """
     graph = model.graph
-    ends = [logits_of(graph, one.output) for one in model.exits]
-    for key, dense in ends:
-        if dense is not None and any(key in node.inputs for node in graph.nodes):
-            raise PermanentError(
-                f"the probabilities of {dense.name!r} are used further: give it a Softmax layer of its own"
-            )
-    shares = _shares(graph, [key for key, _ in ends])
-    made_in = {key: k for k, share in enumerate(shares) for i in share for key in graph.nodes[i].outputs}
-    # an input is there from the start, whichever segment first reads it
-    made_in |= dict.fromkeys(model.inputs.values(), -1)
-    last_use = {key: k for k, share in enumerate(shares) for i in share for key in graph.nodes[i].inputs}
-    single = len(model.inputs) == 1
-    named: dict[Key, Crossing] = {}
-    for i, key in enumerate(model.inputs.values()):
-        named[key] = _crossing(graph, key, "x" if single else f"x{i}")
+    exits = [None if end.exit is None else model.exits[end.exit] for end in ends]
+    logits = [logits_of(graph, one.output) if one else (None, None) for one in exits]
+    wanted = [set() if key is None else {key} for key, _ in logits]
+    wanted[-1] |= set() if model.exits else set(model.results.values())
+    shares = _shares(model, ends, wanted)
+    made = [{key for i in share for key in graph.nodes[i].outputs} for share in shares]
+    reads = [
+        ({key for i in share for key in graph.nodes[i].reads} | want) - makes
+        for share, want, makes in zip(shares, wanted, made, strict=True)
+    ]
+    needs = [*_needs(reads, made), set()]
 
+    before = input_crossings(model)
+    names = (f"h{i}" for i in range(len(graph.tensors)))
     pieces = []
-    before = list(model.inputs.values())
-    for k, share in enumerate(shares):
-        reads = {key for i in share for key in graph.nodes[i].inputs}
-        inputs = [key for key in before if key in reads]
-        new = [key for key, at in made_in.items() if at == k and last_use.get(key, k) > k]
-        for key in new:
-            named[key] = _crossing(graph, key, f"h{len(named) - len(model.inputs)}")
-        kept = [key for key in before if last_use.get(key, k) > k]
-        logits, dense = ends[k]
+    for k, end in enumerate(ends):
+        new = tuple(crossing_of(graph, key, next(names)) for key in sorted(made[k] & needs[k + 1]))
+        kept = tuple(crossing for crossing in before if crossing.key in needs[k + 1] - made[k])
+        key, dense = logits[k]
         pieces.append(
             Piece(
-                name=model.exits[k].name,
-                exit=model.exits[k].name,
-                inputs=tuple(named[key] for key in inputs),
-                outputs=tuple(named[key] for key in new),
-                passes=tuple(named[key].name for key in kept),
-                logits=logits,
+                name=end.name,
+                exit=exits[k].name if exits[k] else None,
+                inputs=tuple(crossing for crossing in before if crossing.key in reads[k]),
+                outputs=new if k < len(ends) - 1 else _results(model),
+                passes=tuple(crossing.name for crossing in kept),
+                logits=key,
                 dense=dense,
-                macs=sum(graph.nodes[i].macs for i in share),
-                crossing=tuple(named[key] for key in (*new, *kept)),
+                macs=sum(graph.nodes[i].macs for i in shares[k]),
+                crossing=(*new, *kept),
             )
         )
-        before = [*new, *kept]
-    for piece in pieces:
-        _check_size(piece, codec)
-    return Cut(graph, tuple(named[key] for key in model.inputs.values()), tuple(pieces))
+        before = pieces[-1].crossing
+    return Cut(graph, input_crossings(model), tuple(pieces))
+
+
+def cut_at_exits(model: Anatomy, codec: str = "int8-zstd") -> Cut:
+    """Cut `model` after each of its exits and nowhere else; `PermanentError` as from `cut` and `check_size`."""
+    made = cut(model, ends_of(model, range(len(model.exits))))
+    for piece in made.pieces:
+        check_size(piece, codec)
+    return made
+
+
+def check_size(piece: Piece, codec: str) -> None:
+    """`PermanentError` when more bytes would cross after `piece` (by `codec`, uncompressed) than a message holds."""
+    size = sum(crossing.nbytes(codec) for crossing in piece.crossing)
+    if size > MAX_MESSAGE_BYTES - ENVELOPE_BYTES:
+        raise PermanentError(
+            f"{size} bytes would cross after {piece.name!r}, a message holds {MAX_MESSAGE_BYTES}: "
+            "cut elsewhere, or add a bottleneck (a 1x1 convolution or pooling) before"
+        )
 
 
 def piece_model(cut: Cut, piece: Piece) -> keras.Model:
-    """`piece` as a Keras model: inputs by their crossing names, outputs by theirs and `logits`."""
+    """`piece` as a Keras model: inputs by their crossing names, outputs by theirs and `logits`, if it has an exit."""
     inputs = {crossing.name: crossing.key for crossing in piece.inputs}
-    outputs = {crossing.name: crossing.key for crossing in piece.outputs} | {LOGITS: piece.logits}
-    return rebuild(cut.graph, inputs, outputs, _stripping([piece]))
+    outputs = {crossing.name: crossing.key for crossing in piece.outputs}
+    if piece.logits is not None:
+        outputs[LOGITS] = piece.logits
+    return rebuild(cut.graph, inputs, outputs, _plainly([piece]))
 
 
 def logits_model(cut: Cut) -> keras.Model:
-    """The full model with logits instead of probabilities: inputs as a list, outputs in the order of the exits,
-    named `logits0`, `logits1`, …"""
+    """The full model with logits instead of probabilities: inputs as a list, `logits{k}` of each piece k that has an
+    exit; of a model that does not classify the results, named as the last piece's outputs."""
     inputs = {crossing.name: crossing.key for crossing in cut.inputs}
-    outputs = {f"{LOGITS}{k}": piece.logits for k, piece in enumerate(cut.pieces)}
-    return rebuild(cut.graph, inputs, outputs, _stripping(cut.pieces))
+    outputs = {f"{LOGITS}{k}": piece.logits for k, piece in enumerate(cut.pieces) if piece.logits is not None}
+    outputs |= {crossing.name: crossing.key for crossing in cut.pieces[-1].outputs}
+    return rebuild(cut.graph, inputs, outputs, _plainly(cut.pieces))
 
 
-def _stripping(pieces: Sequence[Piece]) -> Replace:
+def _plainly(pieces: Sequence[Piece]) -> Replace:
+    """What the operations of `pieces` become where only answers count: a Dense without its softmax, a recurrent layer
+    with its steps one by one, the only way that TFLite knows."""
     dense = {id(piece.dense) for piece in pieces if piece.dense is not None}
 
-    def replace(node: Node, values: list[object]) -> object:
-        return linear_copy(node.operation, values[0]) if id(node) in dense else None
+    def replace(node: Node, _: list[Any]) -> Any:
+        operation = node.operation
+        if id(node) in dense:
+            return type(operation).from_config(operation.get_config() | {"activation": None})
+        if any(not getattr(layer, "unroll", True) for layer in parts_of(operation)):
+            return type(operation).from_config(_unrolled(operation.get_config()))
+        return None
 
     return replace
 
 
-def _shares(graph: Graph, ends: list[Key]) -> list[list[int]]:
-    """Node indices of each segment, without the model's inputs; `PermanentError` when one would be empty."""
+def _unrolled(config: Any) -> Any:
+    """A layer's configuration, with `unroll` set in it and in those of layers inside."""
+    if isinstance(config, dict):
+        return {name: True if name == "unroll" else _unrolled(value) for name, value in config.items()}
+    return config
+
+
+def _shares(model: Anatomy, ends: Sequence[End], wanted: Sequence[Iterable[Key]]) -> list[set[int]]:
+    """Node indices of each segment, without the model's inputs.
+
+    What a head needs of the trunk beyond its position (preprocessing) is done in its segment and again on the trunk.
+    """
     shares = []
     done: set[int] = set()
-    for end in ends:
-        share = sorted(i for i in graph.ancestors([end]) - done if not graph.nodes[i].is_input)
-        if not share:
-            raise PermanentError(f"exit at {graph.nodes[graph.maker[end]].name!r} adds nothing to the one before it")
+    for end, keys in zip(ends, wanted, strict=True):
+        needed = {i for i in model.graph.ancestors(keys) if not model.graph.nodes[i].is_input}
+        share = (set(model.trunk[: end.position]) | needed) - done
+        if not share and end.exit is None:
+            raise PermanentError(f"the segment that ends at {end.name!r} has nothing to do: leave that end out")
         shares.append(share)
-        done |= set(share)
+        done |= share - set(model.trunk[end.position :])
     return shares
 
 
-def _crossing(graph: Graph, key: Key, name: str) -> Crossing:
-    tensor = graph.tensors[key]
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    if dtype not in DTYPES:
-        maker = graph.nodes[graph.maker[key]].name
-        raise PermanentError(f"output of {maker!r} is {dtype}, which cannot cross a cut: {', '.join(DTYPES)} can")
-    return Crossing(name, key, dtype, graph.shape(key))
+def _needs(reads: Sequence[set[Key]], made: Sequence[set[Key]]) -> list[set[Key]]:
+    """What has to cross into each segment, for itself and for later ones."""
+    needs: list[set[Key]] = []
+    after: set[Key] = set()
+    for read, makes in zip(reversed(reads), reversed(made), strict=True):
+        after = read | (after - makes)
+        needs.append(after)
+    return needs[::-1]
 
 
-def _check_size(piece: Piece, codec: str) -> None:
-    size = sum(crossing.nbytes(codec) for crossing in piece.crossing)
-    if size > MAX_MESSAGE_BYTES - ENVELOPE_BYTES:
-        raise PermanentError(
-            f"{size} bytes would cross after exit {piece.exit!r}, a message holds {MAX_MESSAGE_BYTES}: "
-            "add a bottleneck (a 1x1 convolution or pooling) before the exit branches off"
-        )
+def _results(model: Anatomy) -> tuple[Crossing, ...]:
+    """The results of a model that does not classify, named `y`, or `y0`, `y1`, …"""
+    if model.exits:
+        return ()
+    single = len(model.results) == 1
+    keys = model.results.values()
+    return tuple(crossing_of(model.graph, key, "y" if single else f"y{i}") for i, key in enumerate(keys))

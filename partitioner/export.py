@@ -1,95 +1,129 @@
-"""Each piece of a cut model as a TFLite file (float32, any batch size), checked against Keras before it may be used.
+"""Each piece of a cut model as a TFLite file, checked against Keras before it may be used.
 
-TensorFlow can convert a model to a file without its weights and say nothing; the runtime then answers NaN. So each
-file is searched for variable operations and its outputs are compared with Keras' on real samples.
+Segments read what the earlier *converted* segments make: under int8 the ranges of a segment come from tensors with the
+losses that it will meet. What crosses and the logits are float32 whatever the arithmetic inside. The int8 scale of a
+crossing tensor is the one that its segment's file gives it, so codec int8 loses nothing that is not already lost, and
+the next segment's file requantises by itself.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
-from partitioner.cut import LOGITS, Crossing, Cut, Piece, piece_model
+from partitioner.convert import convert
+from partitioner.cut import LOGITS, Cut, Piece, piece_model
+from partitioner.quiet import held
+from partitioner.splits import Crossing
+from partitioner.tflite import File
 from sluice.stage.segment import RunningSegment, load_segment
 from sluice.wire import bundle
 from sluice.wire.errors import PermanentError
-from sluice.wire.manifest import Blob, ExitHead, Segment, TensorSpec
+from sluice.wire.manifest import Blob, ExitHead, Quantize, Segment, TensorSpec
 
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
+Progress = Callable[[str, int, int], None]
 
-TOLERANCE = 1e-4
-"""Largest difference between TFLite and Keras, absolute up to outputs of 1 and relative above."""
+TOLERANCE: Mapping[Quantize, float] = {"float32": 1e-4, "float16": 1e-2}
+"""Largest difference between TFLite and Keras, relative to the largest value where that is over 1. float16 keeps 11
+bits of each weight: 5e-4 a layer at worst, which a deep model adds up."""
+INT8_ERROR = 0.3
+"""Largest root mean square of int8's differences from Keras, over that of Keras' values. 8 bits lose 0.01 to 0.1; what
+was converted wrongly is off by 1 and more."""
+INT8_AGREEMENT = 0.9
+"""Least share of answers of an int8 exit like Keras', among the half of the samples where Keras' two best logits are
+farthest apart: near ties say nothing about a conversion, and what they cost the certificate sees."""
 BATCHES = (1, 2, 8, 32)
 """Batch sizes that every segment is tried with."""
+COMPARED = 64
+"""Samples on which segments are compared with Keras."""
+CALIBRATED = 300
+"""Samples that int8 takes its ranges from."""
+TIMED = 30
+"""Runs of one sample whose median is a segment's `reference_us`."""
 _NO_BLOB = Blob(sha256="0" * 64, size=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A converted piece: its TFLite file, loaded, and what the manifest says of it, but for scales and golden."""
+    """A converted piece: its TFLite file, loaded, and what the manifest says of it.
+
+    `spec` has no golden blob yet, and scales only where int8 fixes them; `chain.with_scales` gives the others.
+    """
 
     content: bytes
     spec: Segment
     segment: RunningSegment
 
 
-def export(cut: Cut, full: keras.Model, samples: Arrays) -> list[Exported]:
-    """All segments of `cut`, each compared with its Keras piece, and their chain with the `full` model's logits.
+def export(
+    cut: Cut,
+    full: keras.Model,
+    samples: Mapping[str, Array],
+    quantize: Quantize = "float32",
+    progress: Progress | None = None,
+) -> list[Exported]:
+    """All segments of `cut`, each compared with its Keras piece, and their chain with `full` (`cut.logits_model`).
 
-    `samples` are the model's inputs as they cross, name: (n, *shape). Raises `PermanentError` naming the segment when
-    a piece does not convert or does not compute the same.
+    `samples` are the model's inputs as they cross, name: (n, *shape); some of them are compared, and int8 takes its
+    ranges from them. Raises `PermanentError` naming the segment when a piece does not convert or does not compute the
+    same.
     """
-    done = []
-    tensors = dict(samples)
-    whole = full([samples[crossing.name] for crossing in cut.inputs], training=False)
+    tensors = _chosen(samples, CALIBRATED if quantize == "int8" else COMPARED)
+    wanted = _outputs(full, [tensors[crossing.name][:COMPARED] for crossing in cut.inputs])
+    done: list[Exported] = []
+    known = {crossing.name: tensor_spec(crossing) for crossing in cut.inputs}
     for index, piece in enumerate(cut.pieces):
-        model = piece_model(cut, piece)
-        content = convert(model, piece.exit)
-        spec = _spec(index, piece, content)
-        exported = Exported(content, spec, load_segment(content, spec))
-        _compare(exported, model, tensors)
-        tensors |= exported.segment.run(tensors)
-        off = difference(tensors[LOGITS], np.asarray(whole[f"{LOGITS}{index}"]))
-        if not off <= TOLERANCE:
-            raise PermanentError(
-                f"exit {piece.exit!r} of the chain of segments is off by {off:.3g} from the full model"
-            )
+        if progress is not None:
+            progress(f"converting segment {piece.name}", index, len(cut.pieces))
+        exported, made = _export(index, piece, piece_model(cut, piece), tensors, known, quantize)
+        known |= {tensor.name: tensor for tensor in exported.spec.outputs}
+        tensors = {crossing.name: (tensors | made)[crossing.name] for crossing in piece.crossing}
         done.append(exported)
+        results = {LOGITS: f"{LOGITS}{index}"} if piece.exit else {}
+        if index == len(cut.pieces) - 1:
+            results |= {crossing.name: crossing.name for crossing in piece.outputs}
+        for name, whole in results.items():
+            what = f"the chain of segments up to {piece.name!r}"
+            _check(what, name, made[name][:COMPARED], wanted[whole], quantize, name == LOGITS)
     return done
 
 
-def convert(model: keras.Model, exit_name: str) -> bytes:
-    """`model` as a TFLite file with an open batch dimension; `PermanentError` when it cannot be one."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            converter = tf.lite.TFLiteConverter.from_keras_model(model)
-            content: bytes = converter.convert()
-    except Exception as error:
-        cause = " ".join(str(error).split())[:300]
-        raise PermanentError(
-            f"the segment of exit {exit_name!r} does not convert to TFLite: {cause} (LSTM and GRU need unroll=True)"
-        ) from error
-    if found := _variables(content):
-        raise PermanentError(f"the segment of exit {exit_name!r} was converted without its weights ({found[0]})")
-    return content
+def _chosen(samples: Mapping[str, Array], most: int) -> Arrays:
+    """At most so many of the samples, from everywhere among them: they may be sorted by class."""
+    n = len(next(iter(samples.values())))
+    rows = np.random.default_rng(0).permutation(n)[:most]
+    return {name: array[rows] for name, array in samples.items()}
 
 
-def _variables(content: bytes) -> list[str]:
-    """Names of the variable operations in a TFLite file."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        tf.lite.experimental.Analyzer.analyze(model_content=content)
-    return re.findall(r"^ *Op#\d+ (VAR_HANDLE|READ_VARIABLE)\(", said.getvalue(), re.MULTILINE)
+@held()
+def _export(
+    index: int,
+    piece: Piece,
+    model: keras.Model,
+    tensors: Arrays,
+    known: Mapping[str, TensorSpec],
+    quantize: Quantize,
+) -> tuple[Exported, Arrays]:
+    """The segment, and what it makes of all samples."""
+    answers = {LOGITS} if piece.exit else () if piece.crossing else [crossing.name for crossing in piece.outputs]
+    content = convert(model, f"segment {index} ({piece.name})", quantize, tensors, answers)
+    spec = _spec(index, piece, content, known, quantize)
+    inputs = {tensor.name: tensors[tensor.name] for tensor in spec.inputs}
+    _compare(load_segment(content, spec), model, inputs)
+    segment = load_segment(content, spec)  # without the memory of the batches that were tried
+    made = run_all(segment, inputs)
+    spec = spec.model_copy(update={"reference_us": time_us(segment, inputs)})
+    segment.spec = spec
+    return Exported(content, spec, segment), made
 
 
 def tensor_spec(crossing: Crossing) -> TensorSpec:
@@ -97,35 +131,69 @@ def tensor_spec(crossing: Crossing) -> TensorSpec:
     return TensorSpec(name=crossing.name, dtype=crossing.dtype, shape=crossing.shape)
 
 
-def _spec(index: int, piece: Piece, content: bytes) -> Segment:
+def _spec(index: int, piece: Piece, content: bytes, known: Mapping[str, TensorSpec], quantize: Quantize) -> Segment:
     return Segment(
         index=index,
+        name=piece.name[:200],
+        quantize=quantize,
         file=Blob(sha256=bundle.sha256(content), size=len(content)),
-        inputs=tuple(tensor_spec(crossing) for crossing in piece.inputs),
-        outputs=tuple(tensor_spec(crossing) for crossing in piece.outputs),
+        inputs=tuple(known[crossing.name] for crossing in piece.inputs),
+        outputs=_output_specs(piece, content),
         passes=piece.passes,
-        exit=ExitHead(name=piece.exit, logits=LOGITS),
+        exit=ExitHead(name=piece.exit, logits=LOGITS) if piece.exit else None,
         macs=piece.macs,
         golden=_NO_BLOB,
-        tolerance=TOLERANCE,
+        tolerance=1.0,
     )
 
 
-def _compare(exported: Exported, model: keras.Model, tensors: Arrays) -> None:
-    spec = exported.spec
-    inputs = [tensors[tensor.name] for tensor in spec.inputs]
-    n = len(inputs[0])
-    wanted = {name: np.asarray(value) for name, value in model(inputs, training=False).items()}
-    for batch in (*BATCHES, n):
+def _output_specs(piece: Piece, content: bytes) -> tuple[TensorSpec, ...]:
+    file = File(content)
+    specs = []
+    for crossing in piece.outputs:
+        spec = tensor_spec(crossing)
+        if found := file.scale(file.outputs[crossing.name]):
+            spec = spec.model_copy(update=dict(zip(("scale", "zero_point"), found, strict=True)))
+        specs.append(spec)
+    return tuple(specs)
+
+
+def _compare(segment: RunningSegment, model: keras.Model, inputs: Arrays) -> None:
+    """Compare with Keras, and each batch size with all samples at once: a shape may have been baked in."""
+    spec = segment.spec
+    inputs = {name: array[:COMPARED] for name, array in inputs.items()}
+    n = len(next(iter(inputs.values())))
+    whole = segment.run(inputs)
+    what = f"segment {spec.index} ({spec.name})"
+    for name, value in _outputs(model, [inputs[tensor.name] for tensor in spec.inputs]).items():
+        _check(what, name, whole[name], value, spec.quantize, name in spec.logits)
+    for batch in BATCHES:
         rows = np.arange(batch) % n
-        made = exported.segment.run({t.name: tensors[t.name][rows] for t in spec.inputs})
-        for name, value in wanted.items():
-            off = difference(made[name], value[rows])
-            if not off <= TOLERANCE:
-                raise PermanentError(
-                    f"segment {spec.index} at batch {batch}: {name!r} is off by {off:.3g} from Keras, "
-                    f"{TOLERANCE} is allowed"
-                )
+        made = segment.run({name: array[rows] for name, array in inputs.items()})
+        for name, value in made.items():
+            off = difference(value, whole[name][rows])
+            if not off <= TOLERANCE.get(spec.quantize, 0.05):
+                raise PermanentError(f"{what}: {name!r} at batch {batch} is off by {off:.3g} from batch {n}")
+
+
+def _check(what: str, name: str, made: Array, wanted: Array, quantize: Quantize, logits: bool) -> None:
+    """`PermanentError` unless `made` (n, *shape) is what Keras `wanted`, as far as `quantize` allows."""
+    if quantize in TOLERANCE:
+        off, allowed = difference(made, wanted), TOLERANCE[quantize]
+        if not off <= allowed:
+            raise PermanentError(f"{what}: {name!r} is off by {off:.3g} from Keras, {allowed:g} is allowed")
+        return
+    off = mean_error(made, wanted)
+    if not off <= INT8_ERROR:
+        raise PermanentError(
+            f"{what}: int8 makes {name!r} wrong by {off:.0%} of its size, {INT8_ERROR:.0%} is allowed: use float16, or "
+            "calibration samples like those of use"
+        )
+    if logits and not (same := agreement(made, wanted)) >= INT8_AGREEMENT:
+        raise PermanentError(
+            f"{what}: int8 agrees with Keras on {same:.0%} of the clear samples, {INT8_AGREEMENT:.0%} is needed: use "
+            "float16, or calibration samples like those of use"
+        )
 
 
 def difference(made: Array, wanted: Array) -> float:
@@ -135,3 +203,42 @@ def difference(made: Array, wanted: Array) -> float:
     a, b = made.astype(np.float64), wanted.astype(np.float64)
     off = float(np.max(np.abs(a - b), initial=0.0)) / max(1.0, float(np.max(np.abs(b), initial=0.0)))
     return off if math.isfinite(off) else math.inf
+
+
+def mean_error(made: Array, wanted: Array) -> float:
+    """Root mean square of the differences over that of the wanted values; NaN counts as infinite."""
+    if made.shape != wanted.shape:
+        return math.inf
+    a, b = made.astype(np.float64), wanted.astype(np.float64)
+    off = math.sqrt(np.mean((a - b) ** 2)) / max(math.sqrt(np.mean(b**2)), 1e-9)
+    return off if math.isfinite(off) else math.inf
+
+
+def agreement(made: Array, wanted: Array) -> float:
+    """Share of equal answers among the half of the samples whose two best `wanted` logits are farthest apart."""
+    best = np.sort(wanted.astype(np.float64), axis=1)
+    margin = best[:, -1] - best[:, -2]
+    clear = margin >= np.median(margin)
+    return float((made.argmax(axis=1) == wanted.argmax(axis=1))[clear].mean())
+
+
+def run_all(segment: RunningSegment, inputs: Arrays) -> Arrays:
+    """What the segment makes of all samples, `COMPARED` at a time."""
+    n = len(next(iter(inputs.values())))
+    parts = [segment.run({name: a[i : i + COMPARED] for name, a in inputs.items()}) for i in range(0, n, COMPARED)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def time_us(segment: RunningSegment, inputs: Arrays, runs: int = TIMED) -> float:
+    """Median time of one sample, µs; the first run, which makes the interpreter, is not counted."""
+    one = {name: array[:1] for name, array in inputs.items()}
+    taken = []
+    for _ in range(runs + 1):
+        begun = time.perf_counter_ns()
+        segment.run(one)
+        taken.append((time.perf_counter_ns() - begun) / 1000)
+    return statistics.median(taken[1:])
+
+
+def _outputs(model: keras.Model, inputs: list[Array]) -> Arrays:
+    return {name: np.asarray(value) for name, value in model(inputs, training=False).items()}

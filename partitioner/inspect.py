@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from partitioner.quiet import held
 from sluice.stage.segment import load_segments, runtime
 from sluice.wire.bundle import open_bundle
 from sluice.wire.errors import PermanentError
-from sluice.wire.manifest import Manifest, TensorSpec
+from sluice.wire.manifest import Certificate, Manifest, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +26,38 @@ class Checked:
 def check_bundle(folder: Path, public_keys: Iterable[str] | None) -> Checked:
     """Check manifest, signature (if keys are given) and every file; run the golden samples if a runtime is there.
 
-    Raises `PermanentError` that names what is wrong.
+    Nothing is written: the bundle may be read-only. Raises `PermanentError` that names what is wrong.
     """
-    opened = open_bundle(folder, public_keys=list(public_keys) if public_keys else None)
+    try:
+        opened = open_bundle(folder, public_keys=list(public_keys) if public_keys else None)
+    except OSError as error:
+        raise PermanentError(f"{folder} cannot be read: {error.strerror or error}") from error
     for blob in opened.manifest.blobs():
-        opened.read(blob)
+        size = len(opened.read(blob))
+        if size != blob.size:
+            raise PermanentError(f"blob {blob.sha256[:12]}… has {size} bytes, the manifest says {blob.size}")
     try:
         runtime()
     except PermanentError:
         return Checked(opened.digest, proved=False)
-    load_segments(folder, opened.manifest, range(len(opened.manifest.segments)))
+    with held():
+        load_segments(folder, opened.manifest, range(len(opened.manifest.segments)))
     return Checked(opened.digest, proved=True)
 
 
 def tables(manifest: Manifest) -> list[Table]:
     """Segments and operating points as tables."""
-    segments = Table("segment", "exit", "MACs", "size", "reads", "makes", "passes on", title="segments")
+    segments = Table("segment", "ends at", "exit", "as", "MACs", "size", "µs", "reads", "makes", "passes on")
+    segments.title = "segments (µs: one sample on the machine that partitioned)"
     for one in manifest.segments:
         segments.add_row(
             str(one.index),
+            one.name,
             one.exit.name if one.exit else "",
+            one.quantize,
             f"{one.macs:,}",
             f"{one.file.size:,} B",
+            f"{one.reference_us:.4g}" if one.reference_us else "",
             _tensors(one.inputs),
             _tensors(one.outputs),
             ", ".join(one.passes),
@@ -54,7 +65,6 @@ def tables(manifest: Manifest) -> list[Table]:
     points = Table("operating point", "placement", "codec", "thresholds", "exit share", "agreement", "certificate")
     points.title = "operating points"
     for point in manifest.operating_points:
-        certificate = point.certificate
         points.add_row(
             point.id,
             ", ".join(point.placement),
@@ -62,11 +72,18 @@ def tables(manifest: Manifest) -> list[Table]:
             ", ".join(f"{policy.threshold:.4g}" for policy in point.policies[:-1]),
             _figures(point.expected.get("exit_share")),
             _figures(point.expected.get("agreement")),
-            f"≤ {certificate.epsilon:.2%}, {1 - certificate.delta:.0%} sure, n = {certificate.n}"
-            if certificate
-            else "",
+            _promise(point.certificate) if point.certificate else "",
         )
     return [segments, points]
+
+
+def _promise(certificate: Certificate) -> str:
+    """What is promised for whom, and from how much."""
+    kind = "unlike the full model" if certificate.criterion == "agreement" else "wrong where the full model is right"
+    whom = "new groups" if certificate.scope == "groups" else "samples of known groups" if certificate.groups else ""
+    seen = f"n = {certificate.n}" + (f" of {certificate.groups} groups" if certificate.groups else "")
+    sure = f"≤ {certificate.epsilon:.2%} {kind}, {1 - certificate.delta:.0%} sure, {seen}"
+    return f"{sure}, for {whom}" if whom else sure
 
 
 def _tensors(specs: Iterable[TensorSpec]) -> str:

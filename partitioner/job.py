@@ -16,7 +16,9 @@ from partitioner.cut import Cut, cut_at_exits
 from partitioner.events import Events, read_job
 from partitioner.exits import Anatomy, anatomy
 from partitioner.models import load_model
-from partitioner.partition import PartitionSettings, Source, partition
+from partitioner.partition import Source, partition
+from partitioner.settings import PartitionSettings
+from partitioner.splits import as_rows, split_points
 from sluice.wire.errors import PermanentError
 from sluice.wire.state import Announcement
 
@@ -85,7 +87,9 @@ def check(model: keras.Model) -> dict[str, Any]:
 def _uncut(model: keras.Model, error: PermanentError) -> dict[str, Any]:
     return {
         "inputs": [],
+        "task": None,
         "exits": [],
+        "split_points": [],
         "classes": 0,
         "parameters": model.count_params() if model.built else 0,
         "macs": 0,
@@ -100,7 +104,9 @@ def _seen(found: Anatomy, model: keras.Model) -> dict[str, Any]:
             {"name": name, "dtype": str(graph.tensors[key].dtype), "shape": list(graph.shape(key))}
             for name, key in found.inputs.items()
         ],
+        "task": found.task,
         "exits": [one.name for one in found.exits],
+        "split_points": as_rows([point for point in split_points(found) if point.block_end]),
         "classes": found.classes,
         "parameters": model.count_params(),
         "macs": sum(node.macs for node in graph.nodes),
@@ -110,6 +116,7 @@ def _seen(found: Anatomy, model: keras.Model) -> dict[str, Any]:
 def _segments(cut: Cut) -> list[dict[str, Any]]:
     return [
         {
+            "name": piece.name,
             "exit": piece.exit,
             "macs": piece.macs,
             "crossing": [
@@ -131,7 +138,7 @@ def _partition(job: PartitionJob, folder: Path, events: Events) -> dict[str, Any
     x, y = load_stream(
         cluster, job.stream, progress=lambda done, total: events.progress("reading the stream", done, total)
     )
-    _, held_out = split_stream(job.stream, y, len(x))
+    to_train, held_out = split_stream(job.stream, y, len(x))
     if not len(held_out):
         raise PermanentError(
             f"stream {job.stream.stream_id!r} keeps nothing from training (validation rate "
@@ -145,12 +152,16 @@ def _partition(job: PartitionJob, folder: Path, events: Events) -> dict[str, Any
         training=job.provenance.training,
         slices=tuple(job.stream.slices),
     )
+
+    def part(rows: Any) -> dict[str, Any]:
+        return {"x": x[rows]} | ({} if y is None else {"y": y[rows]})
+
     return partition(
         model,
-        x[held_out],
-        None if y is None else y[held_out],
+        part(held_out),
         folder / BUNDLE,
         source,
         job.settings,
+        train=part(to_train),
         progress=events.progress,
     )

@@ -23,10 +23,14 @@ MAX_SOURCE = 1_000_000
 """Characters of model source."""
 MAX_CONFIG = 50_000_000
 """Bytes of a `.keras` file's configuration."""
+HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
+"""Dtypes and policies of half precision."""
 SOURCE_NAME = "<model source>"
 
 LAMBDA_HINT = "a Lambda layer is code that cannot be checked: write it with keras.ops or a built-in layer"
 CUSTOM_HINT = "a class of your own cannot be loaded elsewhere: build it from built-in layers (functional API)"
+HALF_HINT = "TFLite has no such arithmetic; partitioner.models.in_float32(model) gives the model without it"
+SUBCLASS_HINT = "is a subclassed model, whose graph cannot be seen: use the functional API"
 
 
 def load_model(model: dict[str, Any], folder: Path) -> keras.Model:
@@ -62,7 +66,7 @@ def from_source(source: str) -> keras.Model:
         raise PermanentError("model source leaves no variable `model`")
     if not isinstance(model, keras.Model):
         raise PermanentError(f"model source: `model` is a {type(model).__name__}, not a keras.Model")
-    return model
+    return in_float32(model)
 
 
 def from_file(path: Path) -> keras.Model:
@@ -79,7 +83,9 @@ def from_file(path: Path) -> keras.Model:
     except OSError as error:
         raise PermanentError(f"{path.name} cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise PermanentError(f"{path.name} is not a .keras file: {_one_line(error)}") from error
+        raise PermanentError(
+            f"{path.name} is not a whole .keras file ({_one_line(error)}): write it with model.save('NAME.keras')"
+        ) from error
     for layer in _configured(config):
         _refuse_foreign(layer)
     try:
@@ -88,7 +94,39 @@ def from_file(path: Path) -> keras.Model:
         raise PermanentError(f"{path.name} cannot be loaded: {_one_line(error)}") from error
     if not isinstance(model, keras.Model):
         raise PermanentError(f"{path.name} holds a {type(model).__name__}, not a keras.Model")
-    return model
+    return in_float32(model)
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """`model` as it is or, when layers of it compute in half precision (mixed or not), another one in float32 with the
+    same weights; `PermanentError` when it cannot be built again from its configuration."""
+    if not any(is_half(layer) for layer in model._flatten_layers()):
+        return model
+    config = keras.saving.serialize_keras_object(model) | {"compile_config": None}
+    for layer in _configured(config):
+        _refuse_foreign(layer)
+    try:
+        made = keras.saving.deserialize_keras_object(_without_half(config), safe_mode=True)
+    except Exception as error:
+        raise PermanentError(f"the model cannot be built again in float32: {_one_line(error)}") from error
+    made.set_weights(model.get_weights())
+    return made
+
+
+def is_half(operation: Any) -> bool:
+    """Whether an operation computes in half precision; models and inputs compute nothing themselves."""
+    idle = isinstance(operation, keras.Model | keras.layers.InputLayer)
+    return not idle and getattr(operation, "compute_dtype", None) in HALF
+
+
+def _without_half(config: Any, of_dtype: bool = False) -> Any:
+    """A Keras configuration with float32 for every half-precision dtype and policy in it."""
+    if isinstance(config, dict):
+        policy = of_dtype or "DTypePolicy" in str(config.get("class_name"))
+        return {name: _without_half(value, policy or name == "dtype") for name, value in config.items()}
+    if isinstance(config, list):
+        return [_without_half(value, of_dtype) for value in config]
+    return "float32" if of_dtype and config in HALF else config
 
 
 def _configured(config: object) -> Iterator[dict[str, Any]]:

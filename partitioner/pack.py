@@ -1,6 +1,7 @@
 """The bundle as a folder: manifest, segments and golden samples, whole or not at all.
 
-It is written beside its place under a hidden name and renamed when it is complete; a failure leaves nothing.
+It is written beside its place under a hidden name, its golden samples are run on every runtime that is installed, and
+it is renamed when it is complete; a failure leaves nothing.
 """
 
 from __future__ import annotations
@@ -8,23 +9,30 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from partitioner.export import TOLERANCE, Exported
+from partitioner.crosscheck import OTHER, crosscheck
+from partitioner.exits import Task
+from partitioner.export import Exported
+from partitioner.quiet import held
 from sluice.stage.segment import Arrays
 from sluice.wire import bundle
 from sluice.wire.errors import PermanentError
-from sluice.wire.manifest import Manifest, OperatingPoint, Provenance, Segment, TensorSpec
+from sluice.wire.manifest import Manifest, OperatingPoint, Provenance, Quantize, Segment, TensorSpec
 
 GOLDEN = 8
 """Golden samples of each segment."""
-TOOLS = ("sluice", "keras", "tensorflow", "tensorflow-cpu", "ai-edge-litert", "numpy")
+TOLERANCE: Mapping[Quantize, float] = {"float32": 1e-4, "float16": 1e-3, "int8": 0.05}
+"""How far another runtime or CPU may be from the golden samples, as a share of the largest value that a segment makes
+(of 1, if that is more). Floats are summed in another order; int8 may round another way, and each step that does moves
+what follows by some of its 256 levels."""
+TOOLS = ("sluice", "keras", "tensorflow", "tensorflow-cpu", "ai-edge-litert", "tflite-runtime", "numpy")
 
 
 def pack(
@@ -38,16 +46,22 @@ def pack(
     segments: Sequence[Segment],
     points: Sequence[OperatingPoint],
     golden: Arrays,
+    task: Task = "classification",
     training: str | None = None,
     slices: Sequence[str] = (),
     sign: Callable[[bytes], str] | None = None,
+    extras: Callable[[str], Mapping[str, bytes]] = lambda _: {},
+    warn: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Write the bundle to `folder`, which must not be there yet, and return its digest.
 
     `segments` are the manifest's, without their golden blob; `golden`: the model's inputs (n, *shape) that golden
-    samples are made of. `sign` makes the signature (base64) of the manifest's bytes; unsigned without it.
+    samples are made of. `sign` makes the signature (base64) of the manifest's bytes; unsigned without it. `extras`
+    gives files to write beside the manifest, by name, once the digest is known; `warn` is told, in one line, when a
+    runtime is installed that the segments could not be tried on. Raises `PermanentError` when the folder cannot be
+    written, or when the golden samples fail on another runtime; nothing is left then.
     """
-    with _appearing(folder) as draft:
+    with _appearing(folder) as draft, held():
         blobs = draft / bundle.BLOBS
         finished = []
         tensors = {name: array[:GOLDEN] for name, array in golden.items()}
@@ -58,7 +72,7 @@ def pack(
                     update={
                         "file": bundle.write_blob(blobs, one.content),
                         "golden": bundle.write_blob(blobs, _npz(spec, tensors, made)),
-                        "tolerance": _tolerance(made),
+                        "tolerance": TOLERANCE[spec.quantize] * _largest(made),
                     }
                 )
             )
@@ -66,6 +80,7 @@ def pack(
         manifest = Manifest(
             model=model,
             version=model_version,
+            task=task,
             labels=tuple(labels),
             inputs=tuple(inputs),
             segments=tuple(finished),
@@ -76,7 +91,12 @@ def pack(
         bundle.write_atomically(draft / bundle.MANIFEST, data)
         if sign is not None:
             bundle.write_atomically(draft / bundle.SIGNATURE, sign(data).encode())
-    return bundle.sha256(data)
+        if (skipped := crosscheck(draft).skipped) and OTHER in tools():
+            warn(skipped)
+        digest = bundle.sha256(data)
+        for name, content in extras(digest).items():
+            bundle.write_atomically(draft / name, content)
+    return digest
 
 
 @contextmanager
@@ -84,14 +104,22 @@ def _appearing(folder: Path) -> Iterator[Path]:
     """A hidden folder that becomes `folder` at the end, or goes away with whatever was written to it."""
     if folder.exists():
         raise PermanentError(f"{folder} is there already: name a folder that is not")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    new = [parent for parent in folder.parents if not parent.exists()]
+    draft = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         yield draft
         draft.chmod(0o755)
         draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft)
+    except BaseException as error:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+        for parent in new:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise PermanentError(f"{folder} cannot be written: {error.strerror or error}") from error
         raise
 
 
@@ -103,17 +131,22 @@ def _npz(spec: Segment, tensors: Arrays, made: Arrays) -> bytes:
     return file.getvalue()
 
 
-def _tolerance(made: Arrays) -> float:
-    """As between TFLite and Keras: another runtime or CPU is no worse than that."""
-    return TOLERANCE * max(1.0, *(float(np.max(np.abs(a.astype(np.float64)), initial=0.0)) for a in made.values()))
+def _largest(made: Arrays) -> float:
+    """The largest value in `made`, 1 at least."""
+    return max(1.0, *(float(np.max(np.abs(a.astype(np.float64)), initial=0.0)) for a in made.values()))
+
+
+def tools() -> dict[str, str]:
+    """Versions of what made the bundle, as far as it is installed."""
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:  # tensorflow or tensorflow-cpu, by machine; the other runtime is rarely there
+            continue
+    return found
 
 
 def _provenance(training: str | None, slices: Sequence[str]) -> Provenance:
-    tools = {}
-    for name in TOOLS:
-        try:
-            tools[name] = version(name)
-        except ModuleNotFoundError:  # tensorflow or tensorflow-cpu, by machine
-            continue
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Provenance(training=training, slices=tuple(slices), tools=tools, created_at=now)
+    return Provenance(training=training, slices=tuple(slices), tools=tools(), created_at=now)

@@ -22,6 +22,7 @@ EXTRA_OF = {
     "edge_agent": "edge",
     "gateway": "gateway",
     "partitioner": "partitioner",
+    "sluice.stage.profile": "edge",
     "sluice.stage": "stage",
     "sluice.dev": "demo",
     "sluice.daily": "client",

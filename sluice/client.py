@@ -22,6 +22,7 @@ OnJob = Callable[[Json], None]
 POLL_S = 0.5
 CHECK_S = 90.0
 UPLOAD_S = 600.0
+MAX_REPORT_BYTES = 20_000_000
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -94,12 +95,16 @@ class Client:
         return self._door.get_bytes(f"/v1/trainings/{training_id}/model", limit)
 
     def partition(self, training_id: str, **settings: Any) -> Json:
-        """Start to cut a trained model; `settings`: max_accuracy_loss, confidence, codec, measure, placement, seed."""
+        """Start to cut a trained model; `settings` as `sluice partition` takes them (`docs/partition.md`)."""
         return self._json("POST", "/v1/partitions", {"training": training_id, "settings": settings})
 
     def partition_of(self, partition_id: str) -> Json:
         """A partition: state, progress, the bundle that came of it."""
         return self._json("GET", f"/v1/partitions/{partition_id}")
+
+    def report(self, partition_id: str) -> str:
+        """The report of a partition that is done, as an HTML page."""
+        return self._door.get_bytes(f"/v1/partitions/{partition_id}/report", MAX_REPORT_BYTES).decode()
 
     def wait_for_training(self, training_id: str, on_change: OnJob = lambda _job: None) -> Json:
         """Wait until a training is done; `on_change` hears of it now and then. `PermanentError`: it failed."""
@@ -137,6 +142,27 @@ class Client:
     def device(self, device_id: str) -> Json:
         """One registered device."""
         return self._json("GET", f"/v1/devices/{device_id}")
+
+    def request_profile(self, device_id: str) -> Json:
+        """Tell a device to measure the segments that it runs; `wait_for_profile` waits for the answer."""
+        return self._json("POST", f"/v1/devices/{device_id}/profile")
+
+    def wait_for_profile(self, request: Json, timeout_s: float) -> Json:
+        """The profile (`sluice.wire.profile`) that answers a request.
+
+        `TemporaryError` when there is none after `timeout_s` seconds, `PermanentError` when the device could not.
+        """
+        deadline, wanted = time.monotonic() + timeout_s, request["profile"]
+        while True:
+            reported = self.device(request["device_id"])["reported"] or {}
+            measured: Json | None = reported.get("measured")
+            if measured is not None and measured.get("request") == wanted:
+                return measured
+            if wanted in str(reported.get("last_error")):
+                raise PermanentError(f"{request['device_id']}: {reported['last_error']}")
+            if time.monotonic() >= deadline:
+                raise TemporaryError(f"after {timeout_s:g} s device {request['device_id']!r} has not answered")
+            time.sleep(POLL_S)
 
     def roll_out(self, bundle: str, devices: Sequence[str] | str = "all", operating_point: str = "default") -> Json:
         """Tell devices (a list of names, or `all`) to run a bundle at one of its operating points."""

@@ -25,6 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 WATCH_S = 1.0
 ROLLOUT_S = 120.0
 STREAM_S = 10.0
+PROFILE_S = 120.0
 
 
 def _client(url: str | None, token: str | None) -> Client:
@@ -68,6 +69,16 @@ def _follow(
                 bar.update(task, description=text, completed=progress["done"], total=progress["total"])
 
         return wait(change)
+
+
+def _waiting(what: str, wait: Callable[[], dict[str, Any]], quiet: bool) -> dict[str, Any]:
+    """Wait for something whose end nobody knows, with a moving bar on standard error, or without one."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        bar.add_task(what, total=None)
+        return wait()
 
 
 def train(
@@ -185,6 +196,27 @@ def add_device(
     out.touch(mode=0o600)
     out.write_text(text)
     print(f"settings of {name} are in {out}")
+
+
+@devices.command("profile")
+def profile_device(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the profile here; `sluice partition --device` reads it.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait in seconds.")] = PROFILE_S,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Tell a device to measure the segments that it runs, and show what it found."""
+    from sluice.stage.command import tell_profile
+    from sluice.wire.profile import Profile
+
+    with _client(url, token) as client:
+        asked = client.request_profile(name)
+        found = _waiting(f"{name} measures", lambda: client.wait_for_profile(asked, timeout_s), as_json)
+    tell_profile(Profile.model_validate(found), out, as_json)
 
 
 def results(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, Literal
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from cloud import tokens
 from cloud.database import reading, writing
+from cloud.desired import next_revisions, publish, record
 from cloud.problems import missing
 from cloud.service import ServiceDep
-from cloud.tables import device_states, devices, now_us
+from cloud.tables import device_states, devices, now_us, rollout_devices
 from sluice.wire.names import Name
 from sluice.wire.signing import public_text
+from sluice.wire.state import Desired
 
 router = APIRouter(tags=["devices"])
 
@@ -88,3 +91,36 @@ def get_device(service: ServiceDep, device_id: str) -> DeviceView:
     if row is None:
         raise missing("device", device_id)
     return _view(row)
+
+
+class ProfileRequest(BaseModel):
+    """A request to a device: its answer is `reported.measured` where `measured.request` is `profile`."""
+
+    device_id: str
+    revision: int
+    profile: Name
+
+
+@router.post("/devices/{device_id}/profile", status_code=202)
+def request_profile(service: ServiceDep, device_id: str) -> ProfileRequest:
+    """Tell a device to measure the segments that it runs, and to go on running them.
+
+    404: no such device; 409: it was never told what to run; 503: Kafka is away.
+    """
+    profile = f"profile-{secrets.token_hex(6)}"
+    with writing(service.engine) as connection:
+        revision = next_revisions(connection, [device_id])[device_id]
+        known = select(devices.c.desired, devices.c.revision).where(devices.c.device_id == device_id)
+        before = connection.execute(known).mappings().one()
+        if before["desired"] is None:
+            raise HTTPException(409, f"device {device_id!r} runs nothing yet: roll out a bundle to it first")
+        state = Desired.model_validate(before["desired"] | {"revision": revision, "profile": profile})
+        # it shall run what its rollout brought, so it is that rollout's still
+        connection.execute(
+            update(rollout_devices)
+            .where(rollout_devices.c.device_id == device_id, rollout_devices.c.revision == before["revision"])
+            .values(revision=revision)
+        )
+        record(connection, [state])
+        publish(service, [state])
+    return ProfileRequest(device_id=device_id, revision=revision, profile=profile)

@@ -7,23 +7,21 @@ the signed desired states are confirmed by Kafka; only then is the rollout on re
 from __future__ import annotations
 
 import secrets
-import time
 from typing import Any, Literal
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 
 from cloud.bundles import read_manifest
 from cloud.database import reading, writing
+from cloud.desired import next_revisions, publish, record
 from cloud.problems import missing
-from cloud.service import Service, ServiceDep
+from cloud.service import ServiceDep
 from cloud.tables import device_states, devices, now_us, rollout_devices, rollouts
 from cloud.topics import ensure_fixed_topics, offload_topics
-from sluice.doors.kafka import KafkaWriter
-from sluice.wire import names
 from sluice.wire.names import Name, Sha256
-from sluice.wire.state import Desired, seal
+from sluice.wire.state import Desired
 
 router = APIRouter(tags=["rollouts"])
 
@@ -65,7 +63,7 @@ def start_rollout(service: ServiceDep, new: NewRollout) -> RolloutView:
     ensure_fixed_topics(service.settings, offload_topics(manifest))
     rollout = f"rollout-{secrets.token_hex(6)}"
     with writing(service.engine) as connection:
-        wanted = _revisions(connection, None if new.devices == "all" else list(dict.fromkeys(new.devices)))
+        wanted = next_revisions(connection, None if new.devices == "all" else list(dict.fromkeys(new.devices)))
         states = [
             Desired(
                 device_id=device,
@@ -77,23 +75,8 @@ def start_rollout(service: ServiceDep, new: NewRollout) -> RolloutView:
             for device, revision in wanted.items()
         ]
         _record(connection, rollout, new, states)
-        _publish(service, states)
+        publish(service, states)
     return get_rollout(service, rollout)
-
-
-def _revisions(connection: Connection, chosen: list[str] | None) -> dict[str, int]:
-    """The next revision of each device, above its last and never below the time in ms (should the table be lost)."""
-    known = select(devices.c.device_id, devices.c.revision).order_by(devices.c.device_id).with_for_update()
-    if chosen is not None:
-        known = known.where(devices.c.device_id.in_(chosen))
-    last: dict[str, int] = dict(connection.execute(known).all())
-    for name in chosen or ():
-        if name not in last:
-            raise missing("device", name)
-    if not last:
-        raise HTTPException(404, "there are no devices: register one first")
-    now_ms = time.time_ns() // 1_000_000
-    return {name: max(revision + 1, now_ms) for name, revision in last.items()}
 
 
 def _record(connection: Connection, rollout: str, new: NewRollout, states: list[Desired]) -> None:
@@ -108,18 +91,7 @@ def _record(connection: Connection, rollout: str, new: NewRollout, states: list[
         connection.execute(
             insert(rollout_devices).values(rollout=rollout, device_id=state.device_id, revision=state.revision)
         )
-        connection.execute(
-            update(devices)
-            .where(devices.c.device_id == state.device_id)
-            .values(revision=state.revision, desired=state.model_dump(), desired_at=now_us())
-        )
-
-
-def _publish(service: Service, states: list[Desired]) -> None:
-    """Write the signed states, confirmed; `TemporaryError` when Kafka does not confirm all of them in time."""
-    writer = KafkaWriter("cloud-desired", service.settings.kafka)
-    pairs = [(state.device_id, seal(service.key, state)) for state in states]
-    writer.write_all(names.DESIRED, pairs, service.settings.kafka_timeout_s)
+    record(connection, states)
 
 
 @router.get("/rollouts")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import keras
 
 from partitioner.exits import Anatomy, gives_logits
-from partitioner.graph import key_of
 from sluice.streams.samples import Array, Labels
 from sluice.streams.tensorflow import dataset
 from sluice.wire.errors import PermanentError
@@ -85,10 +84,8 @@ def fit(
 
 def by_exit(model: keras.Model, found: Anatomy) -> keras.Model:
     """The same layers and weights with outputs as a dict by exit, whatever form a model of one input gives them in."""
-    functional = model if hasattr(model, "_outputs_struct") else model._functional
-    outputs = {key_of(tensor): tensor for tensor in keras.tree.flatten(functional._outputs_struct)}
-    (only,) = functional.inputs
-    return keras.Model(only, {one.name: outputs[one.output] for one in found.exits})
+    (only,) = model.inputs
+    return keras.Model(only, {one.name: one.tensor for one in found.exits})
 
 
 def metrics_of(exits: list[str], logs: Mapping[str, float]) -> Metrics:

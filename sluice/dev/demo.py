@@ -43,6 +43,8 @@ EPSILON = 0.02
 """The promise: at most 2 % of the answers differ from the full model's, with 95 % confidence."""
 CODEC = "int8"
 """32 values cross a cut, one byte each; zstd would add its own header to them."""
+PLACEMENT = ["edge", "fog", "cloud"]
+"""So that every tier has something to do; a plan would leave so small a model on the device."""
 EPOCHS = 40
 RATE_HZ = 60.0
 
@@ -79,7 +81,7 @@ def deploy(system: System, held: Held, console: Console, *, epochs: int = EPOCHS
         done = _follow(console, "training", lambda change: client.wait_for_training(training, change))
         _exits(console, done["result"]["metrics"])
         console.print("[bold]3 Partition[/]: cut at the early exits, certify thresholds on data not trained on, sign")
-        begun = client.partition(training, max_accuracy_loss=EPSILON, codec=CODEC)["id"]
+        begun = client.partition(training, max_accuracy_loss=EPSILON, codec=CODEC, placement=PLACEMENT)["id"]
         cut = _follow(console, "partition", lambda change: client.wait_for_partition(begun, change))
         digest: str = cut["bundle"]
         roll_out(client, digest, system, console)

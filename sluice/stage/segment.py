@@ -52,21 +52,28 @@ def profile() -> dict[str, str]:
 
 
 class _Interpreter:
-    """One interpreter at one batch size, its tensors addressed by their names in the signature."""
+    """One interpreter at one batch size, its tensors addressed by their names in the signature.
+
+    `inputs`: (name, index, (batch, *shape), dtype) of each; `outputs`: (name, index). What a run needs is looked up
+    here once, because a small segment takes no longer than a few lines of Python.
+    """
 
     def __init__(self, content: bytes, batch: int, specs: Iterable[TensorSpec], threads: int) -> None:
         _, interpreter_class = runtime()
         self.core: Any = interpreter_class(model_content=content, num_threads=threads)
         runner = self.core.get_signature_runner()
-        self.inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
-        self.outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
+        inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
+        outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
         del runner  # the interpreter refuses to work while anyone else refers to its core
-        shapes = {spec.name: spec.shape for spec in specs}
-        if shapes.keys() != self.inputs.keys():
-            raise PermanentError(f"segment reads {sorted(self.inputs)}, its manifest says {sorted(shapes)}")
-        for name, index in self.inputs.items():
-            self.core.resize_tensor_input(index, (batch, *shapes[name]), strict=False)
+        known = {spec.name: spec for spec in specs}
+        if known.keys() != inputs.keys():
+            raise PermanentError(f"segment reads {sorted(inputs)}, its manifest says {sorted(known)}")
+        for name, index in inputs.items():
+            self.core.resize_tensor_input(index, (batch, *known[name].shape), strict=False)
         self.core.allocate_tensors()
+        self.inputs = [(n, i, (batch, *known[n].shape), np.dtype(known[n].dtype)) for n, i in inputs.items()]
+        self.outputs = list(outputs.items())
+        self.set, self.invoke, self.get = self.core.set_tensor, self.core.invoke, self.core.get_tensor
 
 
 class RunningSegment:
@@ -77,8 +84,9 @@ class RunningSegment:
         self._content = content
         self._threads = threads
         self._by_batch: dict[int, _Interpreter] = {}
-        wanted = {output.name for output in spec.outputs} | spec.logits
-        if missing := wanted - self._at(1).outputs.keys():
+        self._first = spec.inputs[0].name if spec.inputs else None
+        made = {name for name, _ in self._at(1).outputs}
+        if missing := ({output.name for output in spec.outputs} | spec.logits) - made:
             raise PermanentError(f"segment {spec.index} does not make {sorted(missing)}")
 
     def _at(self, batch: int) -> _Interpreter:
@@ -91,27 +99,40 @@ class RunningSegment:
     def run(self, tensors: Mapping[str, Array]) -> Arrays:
         """All outputs, each (n, *shape), for inputs (n, *shape) of the dtypes of the spec.
 
-        Other tensors in `tensors` are left alone. Raises `PermanentError` for a wrong shape or dtype: the runtime
-        itself would take it without complaint.
+        Other tensors in `tensors` are left alone; what is returned is the caller's own. Raises `PermanentError` for a
+        wrong shape or dtype: the runtime itself would take it without complaint.
         """
-        n = len(tensors[self.spec.inputs[0].name]) if self.spec.inputs else 1
+        n = len(tensors[self._first]) if self._first is not None else 1
         batch = 1 if n <= 1 else 1 << (n - 1).bit_length()
-        interpreter = self._at(batch)
-        core = interpreter.core
-        for spec in self.spec.inputs:
-            array = tensors[spec.name]
-            if array.shape != (n, *spec.shape) or array.dtype != spec.dtype:
-                raise PermanentError(
-                    f"segment {self.spec.index}, tensor {spec.name!r}: {array.dtype}{list(array.shape)} where "
-                    f"{spec.dtype}{[n, *spec.shape]} is expected"
-                )
-            if batch != n:
-                padded = np.zeros((batch, *spec.shape), dtype=array.dtype)
-                padded[:n] = array
-                array = padded
-            core.set_tensor(interpreter.inputs[spec.name], array)
-        core.invoke()
-        return {name: core.get_tensor(index)[:n] for name, index in interpreter.outputs.items()}
+        interpreter = self._by_batch.get(batch) or self._at(batch)
+        if n != batch:
+            return self._padded(interpreter, n, tensors)
+        for name, index, shape, dtype in interpreter.inputs:
+            array = tensors[name]
+            if array.shape != shape or array.dtype != dtype:
+                raise self._unfit(name, array, shape, dtype)
+            interpreter.set(index, array)
+        interpreter.invoke()
+        get = interpreter.get
+        return {name: get(index) for name, index in interpreter.outputs}
+
+    def _padded(self, interpreter: _Interpreter, n: int, tensors: Mapping[str, Array]) -> Arrays:
+        """Run n samples on an interpreter of more: the surplus rows are zeros and cut off again."""
+        for name, index, shape, dtype in interpreter.inputs:
+            array = tensors[name]
+            if array.shape != (n, *shape[1:]) or array.dtype != dtype:
+                raise self._unfit(name, array, (n, *shape[1:]), dtype)
+            padded = np.zeros(shape, dtype)
+            padded[:n] = array
+            interpreter.set(index, padded)
+        interpreter.invoke()
+        return {name: interpreter.get(index)[:n] for name, index in interpreter.outputs}
+
+    def _unfit(self, name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> PermanentError:
+        return PermanentError(
+            f"segment {self.spec.index}, tensor {name!r}: {array.dtype}{list(array.shape)} where "
+            f"{dtype}{list(shape)} is expected"
+        )
 
 
 def load_segment(content: bytes, spec: Segment, threads: int = 1) -> RunningSegment:

@@ -7,19 +7,50 @@ segment is offloaded to the next.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import numpy as np
 
-from sluice.stage.policy import gate, passes
+from sluice.stage.policy import decide, probabilities
 from sluice.stage.segment import Array, Arrays, RunningSegment
 from sluice.wire.codec import decode_tensor, encode_tensor
 from sluice.wire.errors import PermanentError
-from sluice.wire.manifest import Manifest, OperatingPoint
+from sluice.wire.manifest import ExitPolicy, Manifest, OperatingPoint, TensorSpec
 from sluice.wire.messages import Belief, Offload, Outcome, Prediction, Reason, Status
 from sluice.wire.names import Tier
+
+RESULT = Belief(0, -1, 1.0)
+"""What a model that does not classify thinks of its answer."""
+_FLOAT32 = struct.Struct("f")
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One segment at an operating point: its exit if it has one (number, policy, name of its logits), and what crosses
+    after it (for the model's last: its outputs)."""
+
+    number: int
+    policy: ExitPolicy | None
+    logits: str
+    crossing: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An operating point, looked up once: the segments that this tier runs, all legs of the model, its inputs."""
+
+    point: OperatingPoint
+    share: range
+    legs: tuple[Leg, ...]
+    inputs: tuple[TensorSpec, ...]
+
+    def into(self, index: int) -> tuple[TensorSpec, ...]:
+        """What crosses into segment `index`."""
+        return self.legs[index - 1].crossing if index else self.inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +62,31 @@ class Stage:
     manifest: Manifest
     first: int
     segments: Sequence[RunningSegment]
+    routes: dict[str, Route] = field(default_factory=dict, compare=False, repr=False)
+    """Those that were needed, by operating point."""
+
+    def route(self, point_id: str) -> Route:
+        """The route of an operating point; `PermanentError` if the manifest has none of that id."""
+        found = self.routes.get(point_id)
+        if found is None:
+            found = self.routes[point_id] = _route(self.manifest, point_id, self.tier)
+        return found
+
+
+def _route(manifest: Manifest, point_id: str, tier: Tier) -> Route:
+    point = manifest.operating_point(point_id)
+    numbers = {segment.index: number for number, segment in enumerate(manifest.exits)}
+    last = len(manifest.segments) - 1
+    legs = [
+        Leg(
+            numbers.get(i, 0),
+            point.policies[numbers[i]] if segment.exit else None,
+            segment.exit.logits if segment.exit else "",
+            segment.outputs if i == last else manifest.crossing(i + 1),
+        )
+        for i, segment in enumerate(manifest.segments)
+    ]
+    return Route(point, share_of(point, tier), tuple(legs), manifest.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,70 +131,85 @@ def unpack(offload: Offload, manifest: Manifest) -> Work:
 def step(stage: Stage, works: Sequence[Work]) -> list[Outcome]:
     """An outcome for each of `works`, in their order.
 
-    Raises `PermanentError` if the stage has none of the segments that they need.
+    A model that does not classify has no exits: its last segment answers for every sample, with label -1, confidence 1
+    and all its results as float32, one after the other in the order of the manifest. Raises `PermanentError` if the
+    stage has none of the segments that the samples need.
     """
     offload = works[0].offload
-    manifest = stage.manifest
-    point = manifest.operating_point(offload.operating_point)
-    share = share_of(point, stage.tier)
-    start = offload.next_segment
-    if start not in share:
-        raise PermanentError(f"segment {start} is not placed on {stage.tier} at {point.id!r}")
+    route = stage.route(offload.operating_point)
+    start, end = offload.next_segment, len(route.legs) - 1
+    if start not in route.share:
+        raise PermanentError(f"segment {start} is not placed on {stage.tier} at {route.point.id!r}")
     begun = time.perf_counter_ns()
     outcomes: list[Outcome | None] = [None] * len(works)
-    beliefs: list[tuple[Belief, ...]] = [work.offload.beliefs for work in works]
-    live = np.arange(len(works))
-    tensors = {spec.name: np.stack([work.tensors[spec.name] for work in works]) for spec in manifest.crossing(start)}
-    for index in range(start, share.stop):
+    beliefs: dict[int, tuple[Belief, ...]] = {}
+    live = list(range(len(works)))
+    tensors = {spec.name: _together([work.tensors[spec.name] for work in works]) for spec in route.into(start)}
+    for index in range(start, route.share.stop):
+        leg = route.legs[index]
         made = stage.segments[index - stage.first].run(tensors)
-        spec = manifest.segments[index]
-        if spec.exit is not None:
-            number = manifest.exits.index(spec)
-            policy = point.policies[number]
-            labels, confidence, probs = gate(
-                policy.measure, made[spec.exit.logits].astype(np.float32, copy=False), policy.temperature
-            )
-            last = index == len(manifest.segments) - 1
-            answered = np.ones(len(live), bool) if last else passes(policy, confidence)
-            spent = (time.perf_counter_ns() - begun) // 1000 // len(works)
-            for row, sample in enumerate(live.tolist()):
-                belief = Belief(number, int(labels[row]), float(confidence[row]))
-                if answered[row]:
-                    outcomes[sample] = predict(
-                        works[sample].offload,
-                        belief,
-                        stage.tier,
-                        "final",
-                        "last" if last else "exit",
-                        spent_us=spent,
-                        outputs=probs[row],
-                    )
-                else:
-                    beliefs[sample] = (*beliefs[sample], belief)
-            if answered.all():
-                break
-            keep = ~answered
-            live = live[keep]
-            made = {name: array[keep] for name, array in made.items()}
-            tensors = {name: array[keep] for name, array in tensors.items()}
-        tensors = {
-            spec.name: made[spec.name] if spec.name in made else tensors[spec.name]
-            for spec in manifest.crossing(index + 1)
-        }
+        if leg.policy is not None:
+            logits = made[leg.logits]
+            labels, sure, answers = decide(leg.policy, logits, last=index == end)
+            thoughts = [Belief(leg.number, *pair) for pair in zip(labels, map(_as_sent, sure), strict=True)]
+            if any(answers):
+                spent = _share_us(begun, works)
+                known = iter(probabilities(logits if all(answers) else logits[answers], leg.policy.temperature))
+                for sample, answered, belief in zip(live, answers, thoughts, strict=True):
+                    if answered:
+                        outcomes[sample] = predict(
+                            works[sample].offload,
+                            belief,
+                            stage.tier,
+                            "final",
+                            "last" if index == end else "exit",
+                            spent_us=spent,
+                            outputs=next(known).astype("<f4").tobytes(),
+                        )
+                if all(answers):
+                    break
+                keep = [not answered for answered in answers]
+                live, thoughts = list(compress(live, keep)), list(compress(thoughts, keep))
+                made = {name: array[keep] for name, array in made.items()}
+                tensors = {name: array[keep] for name, array in tensors.items()}
+            for sample, belief in zip(live, thoughts, strict=True):
+                beliefs[sample] = (*beliefs.get(sample, works[sample].offload.beliefs), belief)
+        tensors = {s.name: made[s.name] if s.name in made else tensors[s.name] for s in leg.crossing}
     else:
-        spent = (time.perf_counter_ns() - begun) // 1000 // len(works)
-        crossing = manifest.crossing(share.stop)
-        for row, sample in enumerate(live.tolist()):
+        spent = _share_us(begun, works)
+        crossing = route.into(route.share.stop)
+        for row, sample in enumerate(live):
+            own = [(spec, tensors[spec.name][row]) for spec in crossing]
             before = works[sample].offload
-            outcomes[sample] = replace(
-                before,
-                tier=point.placement[share.stop],
-                next_segment=share.stop,
-                tensors=tuple(encode_tensor(tensors[s.name][row], s, point.codec) for s in crossing),
-                beliefs=beliefs[sample],
-                compute_us=_add(before.compute_us, stage.tier, spent),
-            )
+            if route.share.stop > end:
+                results = b"".join(array.astype("<f4").tobytes() for _, array in own)
+                outcomes[sample] = predict(before, RESULT, stage.tier, "final", "last", spent_us=spent, outputs=results)
+            else:
+                outcomes[sample] = replace(
+                    before,
+                    tier=route.point.placement[route.share.stop],
+                    next_segment=route.share.stop,
+                    tensors=tuple(encode_tensor(array, spec, route.point.codec) for spec, array in own),
+                    beliefs=beliefs.get(sample, before.beliefs),
+                    compute_us=_add(before.compute_us, stage.tier, spent),
+                )
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _together(arrays: list[Array]) -> Array:
+    """A batch (n, *shape) of the samples' tensors."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
+def _share_us(begun_ns: int, works: Sequence[Work]) -> int:
+    """Time since `begun_ns` that falls to each of `works`, µs."""
+    return (time.perf_counter_ns() - begun_ns) // 1000 // len(works)
+
+
+def _as_sent(confidence: float) -> float:
+    """`confidence` as it travels: float32."""
+    sent: float = _FLOAT32.unpack(_FLOAT32.pack(confidence))[0]
+    return sent
 
 
 def predict(
@@ -149,9 +220,9 @@ def predict(
     reason: Reason,
     *,
     spent_us: int = 0,
-    outputs: Array | None = None,
+    outputs: bytes = b"",
 ) -> Prediction:
-    """The prediction that `belief` makes of the sample of `offload`; `outputs` (classes,) float32 if there are."""
+    """The prediction that `belief` makes of the sample of `offload`; `outputs`: little-endian float32, or none."""
     return Prediction(
         device_id=offload.device_id,
         epoch=offload.epoch,
@@ -164,7 +235,7 @@ def predict(
         exit=belief.exit,
         label=belief.label,
         confidence=belief.confidence,
-        outputs=b"" if outputs is None else outputs.astype("<f4").tobytes(),
+        outputs=outputs,
         status=status,
         reason=reason,
         captured_at=offload.captured_at,

@@ -33,16 +33,22 @@ class Part(BaseModel):
 class Coarse(Part):
     """How codec coarse writes a tensor: clipped to `low`..`high`, in `levels` even steps, bits packed, zstd."""
 
-    low: float = Field(allow_inf_nan=False)
-    high: float = Field(allow_inf_nan=False)
+    low: float = Field(ge=-1e38, le=1e38)
+    high: float = Field(ge=-1e38, le=1e38)
     levels: int = Field(ge=2, le=16)
+    per_byte: int = Field(default=2, ge=1, le=8)
+    """Elements in a byte, the first as its least digit in base `levels`."""
+    channels_first: bool = False
+    """Elements in the order channels (the last axis), then positions; else as in memory."""
     dictionary: str = Field(default="", max_length=65_536)
     """Trained zstd dictionary, base64; empty: none."""
 
     @model_validator(mode="after")
     def _rises(self) -> Coarse:
-        if not self.low < self.high:
+        if not self.high - self.low >= 1e-30:
             raise ValueError(f"coarse range {self.low:g}..{self.high:g} does not rise")
+        if self.levels**self.per_byte > 256:
+            raise ValueError(f"{self.per_byte} elements of {self.levels} levels do not fit into a byte")
         return self
 
 

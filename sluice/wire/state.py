@@ -16,6 +16,7 @@ from sluice.wire import signing
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import first_cause
 from sluice.wire.names import Name, Sha256
+from sluice.wire.profile import Profile
 
 MAX_STATE_BYTES = 64_000
 Epoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -35,6 +36,8 @@ class Desired(State):
     model: Name
     bundle: Sha256
     operating_point: Name
+    profile: Name | None = None
+    """A request to measure the segments of the bundle on the device; one that it has answered is not repeated."""
 
 
 class Signed(State):
@@ -58,6 +61,9 @@ class Reported(State):
     last_error: str | None = None
     agent_version: str
     profile: dict[str, str] = {}
+    """What runs segments there: runtime, machine, Python."""
+    measured: Profile | None = None
+    """The answer to the last request for a profile; `measured.request` says to which."""
     counters: dict[str, int] = {}
 
 

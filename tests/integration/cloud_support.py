@@ -87,6 +87,7 @@ def make_bundle(folder, name, version, damaged=False):
         "provenance": {"created_at": "2026-11-20"},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "report.html").write_text(f"<!doctype html><title>{name}</title>")
 '''
 
 

@@ -65,7 +65,7 @@ class MadeBundle:
     def public_key(self) -> str:
         return signing.public_text(self.key)
 
-    def desired(self, device: str, revision: int = 1, digest: str | None = None) -> bytes:
+    def desired(self, device: str, revision: int = 1, digest: str | None = None, profile: str | None = None) -> bytes:
         return seal(
             self.key,
             Desired(
@@ -74,6 +74,7 @@ class MadeBundle:
                 model="columns",
                 bundle=digest or self.digest,
                 operating_point=POINT,
+                profile=profile,
             ),
         )
 
@@ -108,7 +109,7 @@ def make_bundle(folder: Path) -> MadeBundle:
     (first,) = load_segments(folder / "raw", manifest, range(1))
     assert manifest.segments[0].exit is not None
     made = first.run({manifest.inputs[0].name: x})
-    _, confidence, _ = gate("max_prob", made[manifest.segments[0].exit.logits].astype(np.float32), 1.0)
+    _, confidence = gate("max_prob", made[manifest.segments[0].exit.logits].astype(np.float32), 1.0)
     order = np.argsort(confidence)
     easy, hard = sorted(order[30:].tolist()), sorted(order[:30].tolist())
     threshold = float(confidence[order[29]] + confidence[order[30]]) / 2

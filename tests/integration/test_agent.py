@@ -191,6 +191,34 @@ def test_what_it_cannot_run_is_refused_and_what_runs_goes_on(
         assert agent.stop() == 0
 
 
+def test_it_measures_its_segments_on_request_while_it_works(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    """Once for a request, also over a restart; another request is answered anew."""
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device))
+        agent = start(processes, agent_settings(made, device, data, mosquitto))
+        runs(above, made)
+        assert above.reported[-1].measured is None
+        above.desire(made.desired(device, revision=2, profile="profile-1"))
+        user.measure(made.samples[made.easy[0]], "meanwhile")
+        first = until(lambda: above.reported[-1].measured)
+        assert (first.request, first.bundle, above.reported[-1].revision) == ("profile-1", made.digest, 2)
+        (segment,) = first.segments
+        assert segment.index == 0 and segment.us.keys() == {"1", "8", "32"} and first.memory_mb > 1
+        until(lambda: "meanwhile" in user.finals())
+        agent.stop()
+        agent.start()
+        reports = len(above.reported)
+        until(lambda: len(above.reported) > reports and above.reported[-1].bundle)
+        assert above.reported[-1].measured == first
+        above.desire(made.desired(device, revision=3, profile="profile-2"))
+        until(lambda: above.reported[-1].measured != first)
+        assert above.reported[-1].measured is not None and above.reported[-1].measured.request == "profile-2"
+        assert agent.log.read_text().count("measured 1 segments") == 2
+        assert agent.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -21,10 +21,12 @@ from cloud.database import reading, writing
 from cloud.settings import CloudSettings
 from cloud.tables import bundles, device_states, devices, jobs, metadata, model_versions, predictions, rollouts, streams
 from sluice import daily
+from sluice.client import Client
 from sluice.doors.http import HttpDoor
 from sluice.doors.kafka import EmbeddedKafka, KafkaCluster, KafkaReader, KafkaWriter
 from sluice.wire import names
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.profile import read_profile
 from sluice.wire.state import unseal
 from tests.brokers.postgres import Postgres
 from tests.integration.cloud_support import Running, bundle_files, manifest_of, running, sha256
@@ -128,6 +130,9 @@ def test_from_a_model_to_a_rollout(cloud: Running, unique: str, tmp_path: Path) 
     partition = client.wait_for_partition(client.partition(training["id"], codec="zstd")["id"])
     digest = partition["bundle"]
     assert [b["digest"] for b in client.bundles()] == [digest]
+    page = cloud.http.get(f"/v1/partitions/{partition['id']}/report")
+    assert page.text == client.report(partition["id"]) == "<!doctype html><title>digits</title>"
+    assert page.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
     device = client.add_device("pi-1")
     door = HttpDoor(cloud.url, device["token"])
     manifest = door.fetch_bundle(digest, tmp_path / "fetched", device["public_keys"], lambda _manifest: None)
@@ -233,6 +238,9 @@ def test_a_partition_needs_a_trained_model_that_can_be_cut(cloud: Running, uniqu
     odd = cloud.client.train("odd", stream)["id"]
     cloud.client.wait_for_training(odd)
     assert "unknown" in cloud.problem(cut(odd, codec="zip"), 422)
+    assert "no device" in cloud.problem(cut(odd, device="pi-9"), 404)
+    cloud.client.add_device("pi-8")
+    assert "has measured nothing" in cloud.problem(cut(odd, device="pi-8"), 409)
     with pytest.raises(PermanentError, match=r"content (is over the limit|has digest)"):
         cloud.client.wait_for_partition(cut(odd).json()["id"])
     assert rows(cloud, bundles) == 0
@@ -282,6 +290,50 @@ def test_rollouts_rise_in_revision_and_show_how_far_devices_are(cloud: Running, 
     topics = reader.topic_names()
     reader.close()
     assert {"sluice.offload.cloud.digits", "sluice.offload.fog.digits", names.DESIRED} <= topics
+
+
+def test_a_device_is_told_to_measure_itself(
+    cloud: Running, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, device = a_bundle(cloud, tmp_path), f"pi-{unique}"
+    keys = cloud.client.add_device(device)["public_keys"]
+    assert "no device 'pi-9'" in cloud.problem(cloud.http.post("/v1/devices/pi-9/profile"), 404)
+    assert "runs nothing yet" in cloud.problem(cloud.http.post(f"/v1/devices/{device}/profile"), 409)
+    rollout = cloud.client.roll_out(digest)
+    asked = cloud.client.request_profile(device)
+    assert asked["revision"] > rollout["devices"][0]["revision"]
+    first, second = (unseal(sealed, device, keys) for sealed in desired_of(cloud, device, 2))
+    assert first.profile is None
+    assert second == first.model_copy(update={"revision": asked["revision"], "profile": asked["profile"]})
+    assert cloud.client.request_profile(device)["profile"] != asked["profile"], "another request asks again"
+
+    def report(revision: int, **more: Any) -> None:
+        state = {"revision": revision, "bundle": digest, "operating_point": "default", "last_error": None, **more}
+        with writing(cloud.service.engine) as connection:
+            connection.execute(device_states.delete())
+            row = {"device_id": device, "reported": state, "reported_at": 1, "status": "online", "status_at": 1}
+            connection.execute(insert(device_states).values(row))
+
+    segment = {"index": 0, "sha256": digest, "macs": 1, "us": {"1": 2.5}, "p90_us": {"1": 3.5}}
+    measured = {"bundle": digest, "runtime": "r", "machine": "m", "cpu": "a fine CPU", "python": "3", "memory_mb": 50}
+    measured |= {"request": asked["profile"], "segments": [segment]}
+    report(first.revision)
+    assert cloud.client.rollout(rollout["id"])["devices"][0]["state"] == "pending"
+    with pytest.raises(TemporaryError, match="has not answered"):
+        cloud.client.wait_for_profile(asked, 0)
+    report(cloud.client.device(device)["revision"], measured=measured)
+    assert cloud.client.rollout(rollout["id"])["devices"][0]["state"] == "done", "the rollout's bundle still"
+    assert cloud.client.wait_for_profile(asked, 0) == measured
+    report(2, last_error=f"profile {asked['profile']}: a segment fails its golden samples")
+    with pytest.raises(PermanentError, match=r"profile .*golden samples"):
+        cloud.client.wait_for_profile(asked, 0)
+
+    report(2, measured=measured)
+    monkeypatch.setattr(Client, "request_profile", lambda *_: asked)
+    out = tmp_path / "profile.json"
+    shown = daily_command(cloud, monkeypatch, daily.devices, "profile", device, "--out", str(out))
+    assert "a fine CPU" in shown and "2.5 (3.5)" in shown
+    assert read_profile(out).segments[0].us == {"1": 2.5}
 
 
 def test_a_rollout_that_cannot_be_leaves_nothing(cloud: Running, tmp_path: Path) -> None:

@@ -65,12 +65,19 @@ def trained() -> Any:
     return model
 
 
-def make(model: Any, folder: Path, *, n: int = 400, sign: Any = None, **settings: Any) -> dict[str, Any]:
-    from partitioner.partition import PartitionSettings, Source, partition
+PLACED = {"placement": ("edge", "fog", "cloud"), "codec": "int8-zstd", "max_accuracy_loss": 0.02}
+
+
+def make(
+    model: Any, folder: Path, *, n: int = 500, sign: Any = None, arrays: Any = None, **settings: Any
+) -> dict[str, Any]:
+    from partitioner.partition import Source, partition
+    from partitioner.settings import PartitionSettings
 
     x, y = blobs(n, 2)
     source = Source("columns", 2, LABELS, training="t1", slices=("s:0:0:9",))
-    result: dict[str, Any] = partition(model, x, y, folder, source, PartitionSettings(**settings), sign=sign)
+    wanted = PartitionSettings(**(PLACED | settings))
+    result: dict[str, Any] = partition(model, arrays or {"x": x, "y": y}, folder, source, wanted, sign=sign)
     return result
 
 
@@ -96,6 +103,10 @@ def test_the_bundle_is_whole_and_signed(bundle: Path) -> None:
     crossing = [spec for k in (1, 2) for spec in manifest.crossing(k)]
     assert all(spec.scale and spec.zero_point is not None for spec in crossing)
     assert sorted(path.name for path in (bundle / BLOBS).iterdir()) == sorted(b.sha256 for b in manifest.blobs())
+    report = json.loads((bundle / "report.json").read_bytes())
+    assert report["digest"] == open_bundle(bundle).digest
+    assert report["points"][0]["certificate"]["n"] == report["data"]["parts"]["certify"]
+    assert "<svg" in (bundle / "report.html").read_text()
 
 
 def test_the_chain_of_segments_answers_as_keras(trained: Any, bundle: Path) -> None:
@@ -119,8 +130,9 @@ def test_the_operating_points_keep_their_word_on_new_samples(trained: Any, bundl
     manifest = manifest_of(bundle)
     default, closed = manifest.operating_points
     assert (default.id, closed.id) == ("default", "no-exit")
-    assert default.certificate is not None and closed.certificate is None
-    assert default.certificate.n == 300 and default.certificate.epsilon == 0.02
+    assert default.certificate is not None and closed.certificate is not None
+    assert default.certificate.n == 375 and default.certificate.epsilon == 0.02
+    assert (default.certificate.points, default.certificate.scope) == (1, "samples")
     assert default.placement == ("edge", "fog", "cloud")
     share = default.expected["exit_share"]
     assert isinstance(share, list) and share[0] > 0.1 and sum(share) == pytest.approx(1)
@@ -134,7 +146,7 @@ def test_the_operating_points_keep_their_word_on_new_samples(trained: Any, bundl
     answer = gate("max_prob", passage.logits[2], 1.0)[0]
     for k in (1, 0):
         policy = default.policies[k]
-        labels, confidence, _ = gate(policy.measure, passage.logits[k], policy.temperature)
+        labels, confidence = gate(policy.measure, passage.logits[k], policy.temperature)
         answer = np.where(passes(policy, confidence), labels, answer)
         assert not passes(closed.policies[k], confidence).any()
     assert (answer != wanted).mean() <= 0.02
@@ -143,42 +155,55 @@ def test_the_operating_points_keep_their_word_on_new_samples(trained: Any, bundl
 def test_too_few_samples_give_no_early_exit_and_say_so(trained: Any, tmp_path: Path) -> None:
     result = make(trained, tmp_path / "b", n=100)
     assert "75 samples cannot certify 0.02 at 0.95: 149 are needed" in result["summary"]["uncertified_because"]
+    assert any("149 are needed" in warning for warning in result["warnings"])
     default = manifest_of(tmp_path / "b").operating_points[0]
     assert default.certificate is None and default.expected["exit_share"] == [0, 0, 1]
 
 
 def test_placement_and_codec_and_measure_are_the_users(trained: Any, tmp_path: Path) -> None:
+    from pydantic import ValidationError
+
     make(trained, tmp_path / "a", placement=("edge", "edge", "cloud"), codec="raw", measure="margin")
     point = manifest_of(tmp_path / "a").operating_points[0]
     assert point.placement == ("edge", "edge", "cloud") and point.policies[0].measure == "margin"
     assert point.expected["crossing_bytes"] == [0, 2 * 6 * 6 * 4 * 4]
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"placement": ("edge", "cloud")}, "names 2 tiers"),
+        ({"placement": ("edge", "cloud")}, "names 2 tiers, the model has 3 segments, ending at first, second, final"),
         ({"placement": ("cloud", "fog", "edge")}, "goes down a tier"),
         ({"codec": "jpeg"}, "codec 'jpeg' is unknown"),
         ({"measure": "mood"}, "measure 'mood' is unknown"),
+        ({"split": ("conv", "nowhere"), "placement": None}, "no split point 'conv'"),
+        ({"exits": ("sceond",), "placement": None}, "nearest name is 'second'"),
+        ({"thresholds": (0.5,)}, "1 thresholds for 2 early exits"),
     ]
     for settings, reason in wrong:
-        with pytest.raises(PermanentError, match=reason):
+        with pytest.raises((PermanentError, ValidationError), match=reason):
             make(trained, tmp_path / "b", **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_samples_that_do_not_fit_leave_nothing(trained: Any, tmp_path: Path) -> None:
-    from partitioner.partition import PartitionSettings, Source, partition
+    from partitioner.partition import Source, partition
 
     x, y = blobs(200, 2)
-    for bad_x, bad_y, reason in [
-        (x[:, :5], y, r"shape \[5, 6, 1\], the model takes \[6, 6, 1\]"),
-        (x.astype(np.float32), y, "samples are float32, the model takes uint8"),
-        (x, y + 1, "labels go from 1 to 3, the model has 3 classes"),
-        (x, y[:-1], "199 labels for 200 samples"),
-        (x[:10], y[:10], "20 at least"),
-    ]:
+    one, many = np.zeros(200, np.int64), np.arange(200) % 2
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"x": x[:, :5], "y": y}, r"shape \[5, 6, 1\], the model takes \[6, 6, 1\]"),
+        ({"x": x.astype(np.float32), "y": y}, "samples are float32, the model takes uint8"),
+        ({"x": x, "y": y + 1}, "labels go from 1 to 3, the model has 3 classes"),
+        ({"x": x, "y": y[:-1]}, r"y is int64\[199\]: 200 whole numbers"),
+        ({"x": x, "y": y.astype(float)}, "y is float64"),
+        ({"x": x, "y": one}, "all 200 samples have label 0"),
+        ({"x": x[:10], "y": y[:10]}, "20 at least"),
+        ({"image": x, "y": y}, "the data have no array .*there are: image"),
+        ({"x": x, "groups": many[:-1]}, "groups is int64"),
+        ({"x": x, "groups": many}, "2 groups for 3 parts"),
+    ]
+    for arrays, reason in wrong:
         with pytest.raises(PermanentError, match=reason):
-            partition(trained, bad_x, bad_y, tmp_path / "b", Source("m"), PartitionSettings())
+            make(trained, tmp_path / "b", arrays=arrays)
     with pytest.raises(PermanentError, match="2 labels for a model of 3 classes"):
-        partition(trained, x, y, tmp_path / "b", Source("m", 1, ["a", "b"]), PartitionSettings())
+        partition(trained, {"x": x, "y": y}, tmp_path / "b", Source("m", 1, ["a", "b"]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,29 +214,13 @@ def test_a_failure_while_packing_leaves_nothing(trained: Any, tmp_path: Path, mo
         raise OSError("no space left")
 
     monkeypatch.setattr(pack.bundle, "write_atomically", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(PermanentError, match="cannot be written: no space"):
         make(trained, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     (tmp_path / "b").mkdir()
     with pytest.raises(PermanentError, match="is there already"):
         make(trained, tmp_path / "b")
-
-
-def test_a_conversion_without_weights_is_refused(trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What TensorFlow does in silence with the wrong call: a file that reads variables nobody gave values to."""
-    import tensorflow as tf
-
-    right = tf.lite.TFLiteConverter.from_keras_model
-
-    def wrong(model: Any) -> Any:
-        function = tf.function(lambda x: model([x])).get_concrete_function(tf.TensorSpec([None, 6, 6, 1], tf.uint8))
-        return tf.lite.TFLiteConverter.from_concrete_functions([function], model)
-
-    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_keras_model", wrong)
-    with pytest.raises(PermanentError, match="converted without its weights"):
-        make(trained, tmp_path / "b")
-    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_keras_model", right)
 
 
 def test_a_flipped_byte_anywhere_is_found(bundle: Path, tmp_path: Path) -> None:
@@ -270,6 +279,7 @@ def test_the_commands(trained: Any, bundle: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(command.partition)
     arguments = [str(tmp_path / "columns.keras"), "--data", str(tmp_path / "cal.npz"), "--max-accuracy-loss", "0.02"]
+    arguments += ["--placement", "edge,fog,cloud"]
     failed = CliRunner().invoke(
         app, [*arguments, "--out", str(tmp_path / "b"), "--codec", "jpeg", "--key", str(tmp_path / "key.pem")]
     )

@@ -155,14 +155,6 @@ def test_macs_of_convolutions() -> None:
     assert cut.pieces[0].macs == 64 * 6 * 9 * 4 + 64 * 6 * 9 + separable + 16 * 6 * 5 + 16 * 2 * 3 * 6 + 32 * 3
 
 
-def test_split_points_are_where_one_tensor_is_live() -> None:
-    from partitioner.graph import split_points
-
-    graph = anatomy_of(SKIP.replace('{"z1": first, "a3": final, "m2": second}', "final")).graph
-    names = [graph.nodes[index].name for index, _ in split_points(graph)]
-    assert names[:2] == ["reading", "a"] and names[-1] == "c" and "b" not in names
-
-
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -184,20 +176,48 @@ def test_split_points_are_where_one_tensor_is_live() -> None:
             "x = keras.Input((None, 4))\nmodel = keras.Model(x, layers.Dense(3)(layers.GlobalMaxPooling1D()(x)))",
             "open shape",
         ),
-        ("x = keras.Input((4, 4))\nmodel = keras.Model(x, layers.Dense(3)(x))", "an exit gives"),
-        ("x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(1)(x))", "2 at least"),
-        ("x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(3, activation='sigmoid')(x))", "ends in sigmoid"),
-        (
-            "x = keras.Input((4,))\nh = layers.Dense(9)(x)\n"
-            "model = keras.Model(x, [layers.Dense(3)(h), layers.Dense(2)(h)])",
-            "3 and 2 classes",
-        ),
         ("x = keras.Input((4,))\nd = layers.Dense(3)(x)\nmodel = keras.Model(x, {'a': d, 'b': d})", "are the same"),
         (
             "x = keras.Input((1200, 1200, 1))\nf = layers.Dense(3)(layers.Flatten()(layers.AveragePooling2D(100)(x)))\n"
             "h = layers.Conv2D(1, 3, padding='same')(x)\nmodel = keras.Model(x, [f, layers.Dense(3)(layers.Flatten()"
             "(layers.MaxPooling2D(100)(h)))])",
             "1440000 bytes would cross",
+        ),
+        (
+            "x = keras.Input((4,))\nd = layers.Dense(3)(x)\nmodel = keras.Model(x, {'a': d, 'b': layers.Softmax()(d)})",
+            "exits 'a' and 'b' are the same",
+        ),
+        (
+            "class Inner(keras.Model):\n    def call(self, x):\n        return x\n"
+            "x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(3)(Inner(name='mine')(x)))",
+            "layer 'mine': Inner is a subclassed model",
+        ),
+        (
+            "class Other(keras.Model):\n    def call(self, x):\n        return self.get_layer('d')(x) * 2\n"
+            "x = keras.Input((4,))\nmodel = Other(x, layers.Dense(3, name='d')(x))",
+            "Other is a subclassed model",
+        ),
+        (
+            "class Mine(layers.Dense):\n    pass\ninner = keras.Sequential([keras.Input((4,)), Mine(3, name='own')], "
+            "name='deep')\nx = keras.Input((4,))\nmodel = keras.Model(x, layers.ReLU()(inner(x)))",
+            "layer 'deep/own' of class Mine",
+        ),
+        (
+            "class Mine(layers.Dense):\n    pass\nx = keras.Input((4, 2))\n"
+            "model = keras.Model(x, layers.TimeDistributed(Mine(3, name='own'), name='each')(x))",
+            "layer 'own' in 'each' of class Mine",
+        ),
+        (
+            "x, y = keras.Input((4,)), keras.Input((2,), name='idle')\nmodel = keras.Model([x, y], layers.Dense(3)(x))",
+            "input 'idle' is not used by any output",
+        ),
+        (
+            "x = keras.Input((300, 2))\nmodel = keras.Model(x, layers.Bidirectional(layers.LSTM(3), name='b')(x))",
+            "takes 300 steps, for TFLite 256 at most",
+        ),
+        (
+            "x = keras.Input((4, 6))\nmodel = keras.Model(x, {'w': keras.ops.reshape(layers.Dense(6)(x), (-1, 6))})",
+            "output 'w' does not have one row a sample",
         ),
         (
             "x = keras.Input((4,))\np = layers.Dense(3, activation='softmax', name='p')(x)\n"
@@ -208,3 +228,95 @@ def test_split_points_are_where_one_tensor_is_live() -> None:
 )
 def test_models_that_cannot_be_cut(source: str, reason: str) -> None:
     assert reason in refusal(source)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reason"),
+    [
+        ("layers.Dense(3)(layers.Reshape((2, 2))(x))", "is float32[2, 3]: an exit gives (batch, classes)"),
+        ("layers.Dense(1)(x)", "2 at least"),
+        ("layers.Dense(3, activation='sigmoid', name='s')(x)", "output 's' ends in sigmoid"),
+        ("keras.ops.tanh(layers.Dense(3)(x))", "ends in tanh"),
+        ("layers.Flatten()(layers.ReLU()(layers.Dense(3)(x)))", "ends in relu"),
+        ("layers.UnitNormalization()(layers.Dense(3)(x))", "ends in a norm"),
+        ("keras.ops.argmax(layers.Dense(3)(x), axis=-1, keepdims=True)", "is int32[1]"),
+        ("[layers.Dense(3, name='a')(x), layers.Dense(2, name='b')(x)]", "outputs 'a' and 'b' have 3 and 2 classes"),
+    ],
+)
+def test_outputs_that_are_no_exits_are_results(outputs: str, reason: str) -> None:
+    from partitioner.exits import anatomy
+    from partitioner.models import from_source
+
+    model = from_source(f"x = keras.Input((4,))\nmodel = keras.Model(x, {outputs})")
+    found = anatomy(model)
+    assert (found.task, found.exits, found.classes) == ("tensors", (), 0)
+    assert list(found.results.values()) == list(found.graph.outputs)
+    with pytest.raises(PermanentError) as caught:
+        anatomy(model, task="classification")
+    assert reason in str(caught.value)
+
+
+def test_a_regression_that_looks_like_logits_can_be_told_apart() -> None:
+    from partitioner.exits import anatomy
+    from partitioner.models import from_source
+
+    model = from_source("x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(2)(x))")
+    assert anatomy(model).task == "classification"
+    assert anatomy(model, task="tensors").exits == ()
+
+
+def test_outputs_of_one_layer_get_names_of_their_own() -> None:
+    found = anatomy_of(
+        "x = keras.Input((4, 2))\nmodel = keras.Model(x, layers.LSTM(3, return_state=True, name='l')(x), name='m')"
+    )
+    assert list(found.results) == ["l", "l_1", "l_2"]
+    found = anatomy_of(
+        "x = keras.Input((4,))\nd = layers.Dense\nmodel = keras.Model(x, {'a': [d(1)(x), d(2)(x)], 'b': d(3)(x)})"
+    )
+    assert list(found.results) == ["a.0", "a.1", "b"]
+
+
+def test_a_subclass_that_only_adds_training_is_functional_all_the_same() -> None:
+    found = anatomy_of(
+        "class Trained(keras.Model):\n    def train_step(self, data):\n        return {}\n"
+        "x = keras.Input((4,))\nmodel = Trained(x, layers.Dense(3)(x))"
+    )
+    assert found.classes == 3
+
+
+def test_names_of_the_users_layers_stay_as_they_are() -> None:
+    from partitioner.cut import logits_model
+
+    cut = cut_of(
+        "inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name='x')])\n"
+        "x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(3, name='x')(inner(x)))"
+    )
+    full = logits_model(cut)
+    assert [one.name for one in full.inputs] == ["x"]
+    assert [node.operation.name for node in cut.graph.nodes[1:]] == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes", "macs"),
+    [
+        ("layers.LSTM(4)", [(5, 3)], 5 * (3 * 16 + 4 * 16)),
+        ("layers.GRU(4)", [(5, 3)], 5 * (3 * 12 + 4 * 12)),
+        ("layers.Bidirectional(layers.SimpleRNN(4))", [(5, 3)], 2 * 5 * (3 * 4 + 4 * 4)),
+        ("layers.ConvLSTM2D(4, 3, padding='same')", [(5, 8, 8, 3)], 5 * 64 * (9 * 3 * 16 + 9 * 4 * 16)),
+        ("layers.MultiHeadAttention(2, 4)", [(5, 6), (7, 8)], 5 * 6 * 8 + 2 * 7 * 8 * 8 + 2 * 5 * 7 * 8 + 5 * 8 * 6),
+        ("layers.TimeDistributed(layers.Conv2D(4, 3))", [(5, 8, 8, 3)], 5 * 36 * 4 * 27),
+        ("layers.Conv2DTranspose(4, 3, strides=2)", [(8, 8, 3)], 64 * 3 * 9 * 4),
+        ("layers.EinsumDense('abc,cde->abde', output_shape=(5, 2, 4))", [(5, 3)], 5 * 3 * 8),
+        ("keras.ops.matmul", [(5, 3), (3, 7)], 5 * 3 * 7),
+        ("lambda q, k: keras.ops.einsum('bqd,bkd->bqk', q, k)", [(5, 3), (7, 3)], 5 * 3 * 7),
+        ("lambda a, b: layers.Dot(axes=(2, 1))([a, b])", [(5, 3), (3, 7)], 5 * 3 * 7),
+        ("lambda q, v: layers.Attention()([q, v])", [(5, 3), (7, 3)], 5 * 7 * 6),
+        ("layers.BatchNormalization()", [(8, 8, 3)], 0),
+    ],
+)
+def test_macs_of_layers_that_multiply(layer: str, shapes: list[tuple[int, ...]], macs: int) -> None:
+    found = anatomy_of(
+        f"inputs = [keras.Input(shape) for shape in {shapes}]\nmade = ({layer})(*inputs)\n"
+        "model = keras.Model(inputs, {'result': made})"
+    )
+    assert sum(node.macs for node in found.graph.nodes) == macs

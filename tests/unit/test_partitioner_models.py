@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sluice.wire.errors import PermanentError
@@ -69,11 +70,59 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match=r"none.keras cannot be read: No such file"):
         from_file(tmp_path / "none.keras")
     (tmp_path / "text.keras").write_text("model")
-    with pytest.raises(PermanentError, match=r"text.keras is not a .keras file"):
+    with pytest.raises(PermanentError, match=r"text.keras is not a whole .keras file"):
         from_file(tmp_path / "text.keras")
     from_source(GOOD).save(tmp_path / "cut.keras")
     whole = (tmp_path / "cut.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PermanentError, match=r"cut.keras is not a .keras file"):
+    with pytest.raises(PermanentError, match=r"cut.keras is not a whole .keras file .*: write it with model.save"):
         from_file(tmp_path / "cut.keras")
+    (tmp_path / "hollow.keras").write_bytes(whole.replace(b"model.weights.h5", b"model.weights.h6"))
+    with pytest.raises(PermanentError, match=r"^hollow.keras cannot be loaded: [^\n]*$"):
+        from_file(tmp_path / "hollow.keras")
+    (tmp_path / "bits.keras").write_bytes(flipped(whole))
+    with pytest.raises(PermanentError, match=r"^bits.keras [^\n]*$"):
+        from_file(tmp_path / "bits.keras")
+    (tmp_path / "folder.keras").mkdir()
+    with pytest.raises(PermanentError, match=r"folder.keras cannot be read: Is a directory"):
+        from_file(tmp_path / "folder.keras")
     assert "keras" in sys.modules
+
+
+def flipped(content: bytes) -> bytes:
+    """`content` with a few bytes in its middle inverted, as a bad disk leaves it."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(255 - byte for byte in content[middle : middle + 64]) + content[middle + 64 :]
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+def test_half_precision_becomes_float32_with_the_same_weights(policy: str, tmp_path: Path) -> None:
+    import keras
+
+    from partitioner.exits import anatomy
+    from partitioner.models import from_file, from_source, in_float32
+
+    source = f"""
+keras.config.set_dtype_policy("{policy}")
+x = keras.Input((4, 3), dtype="float32")
+h = layers.MultiHeadAttention(2, 3)(layers.Rescaling(0.5)(x), x)
+h = layers.Flatten()(layers.BatchNormalization()(keras.ops.cast(h, "float16")))
+model = keras.Model(x, layers.Activation("softmax", dtype="float32")(layers.Dense(3)(h)))
+"""
+    names: dict[str, object] = {"keras": keras, "layers": keras.layers}
+    try:
+        exec(source, names)
+        half = names["model"]
+        with pytest.raises(PermanentError, match=r"computes in b?float16: TFLite has no such"):
+            anatomy(half)
+        single = from_source(source)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    half.save(tmp_path / "half.keras")  # type: ignore[attr-defined]
+    x = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    loaded = from_file(tmp_path / "half.keras")
+    np.testing.assert_allclose(loaded(x), half(x), atol=0.02)  # type: ignore[operator]
+    for model in (single, loaded):
+        dtypes = {tensor.dtype for node in anatomy(model).graph.nodes for tensor in node.call.output_tensors}
+        assert dtypes == {"float32"}
+        assert in_float32(model) is model

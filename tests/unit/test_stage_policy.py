@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from numpy.typing import NDArray
 
-from sluice.stage.policy import MEASURES, gate, passes, probabilities
+from sluice.stage.policy import MEASURES, decide, gate, passes, probabilities
 from sluice.wire.manifest import ExitPolicy
 from tests.unit.wire_support import patient
 
 Floats = NDArray[np.float32]
+array_shapes = arrays_of.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12)
 logits = arrays_of.arrays(
     np.float32,
-    arrays_of.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12),
+    array_shapes,
     elements=st.floats(-(2.0**100), 2.0**100, width=32),
 )
 measures = st.sampled_from(sorted(MEASURES))
@@ -30,9 +31,10 @@ def test_these_are_the_manifests_measures() -> None:
 @given(measures, logits, st.floats(0.01, 100))
 def test_confidence_is_in_0_to_1_and_probabilities_add_up(measure: str, values: Floats, temperature: float) -> None:
     before = values.copy()
-    labels, confidence, p = gate(measure, values, temperature)
+    labels, confidence = gate(measure, values, temperature)
+    p = probabilities(values, temperature)
     assert (labels.shape, confidence.shape, p.shape) == ((len(values),), (len(values),), values.shape)
-    assert confidence.dtype == p.dtype == np.float32
+    assert (labels.dtype, confidence.dtype, p.dtype) == (np.int64, np.float64, np.float32)
     assert (confidence >= 0).all() and (confidence <= 1).all()
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
     assert (p[np.arange(len(p)), labels] == p.max(axis=1)).all()
@@ -47,7 +49,7 @@ def test_nothing_known_and_everything_known(measure: str, classes: int) -> None:
     equal = np.zeros((1, classes), np.float32)
     sure = equal.copy()
     sure[0, 1] = 200
-    labels, confidence, _ = gate(measure, np.concatenate([equal, sure]), 1.0)
+    labels, confidence = gate(measure, np.concatenate([equal, sure]), 1.0)
     assert labels[1] == 1
     assert confidence[0] >= 0 and confidence.tolist() == pytest.approx([least[measure], 1.0], abs=1e-6)
 
@@ -89,21 +91,42 @@ def test_temperature_divides_the_logits() -> None:
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_at_the_threshold_the_exit_answers(measure: str) -> None:
-    confidence = gate(measure, np.array([[1.0, 0.2]], np.float32), 1.0)[1]
+    values = np.array([[1.0, 0.2]], np.float32)
+    confidence = gate(measure, values, 1.0)[1]
     at = float(confidence[0])
-    for threshold, answered in [
-        (0.0, True),
-        (at, True),
-        (float(np.nextafter(confidence[0], np.float32(2))), False),
-        (2.0, False),
-    ]:
+    for threshold, answered in [(0.0, True), (at, True), (float(np.nextafter(at, 2)), False), (2.0, False)]:
         policy = ExitPolicy.model_validate({"measure": measure, "threshold": threshold})
         assert passes(policy, confidence).tolist() == [answered]
+        assert decide(policy, values) == ([0], [at], [answered])
+        assert decide(policy, values, last=True) == ([0], [at], [True])
+        assert decide(policy, np.tile(values, (3, 1))) == ([0] * 3, [at] * 3, [answered] * 3)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_logits_that_are_not_numbers_are_never_sure_and_harm_no_neighbour(measure: str) -> None:
     values = np.array([[np.nan, 1.0], [9.0, 0.0]], np.float32)
-    labels, confidence, _ = gate(measure, values, 1.0)
-    assert confidence[0] == 0 and labels[0] in (0, 1)
+    labels, confidence = gate(measure, values, 1.0)
+    assert confidence[0] == 0 and labels[0] == 0
     assert labels[1] == 0 and confidence[1] == gate(measure, values[1:], 1.0)[1][0]
+
+
+odd = arrays_of.arrays(
+    np.float32,
+    array_shapes,
+    elements=st.sampled_from([0.0, -0.0, 1.0, 5.0, -3e38, 3e38, np.inf, -np.inf, np.nan])
+    | st.floats(-30, 30, width=32),
+)
+
+
+@patient
+@given(measures, odd, st.floats(0.01, 100))
+def test_one_sample_is_answered_as_in_a_batch(measure: str, values: Floats, temperature: float) -> None:
+    """Plain Python for one, NumPy for many: the same label, also among equals, and the same confidence."""
+    labels, confidence = gate(measure, np.concatenate([values, values]), temperature)
+    p = probabilities(np.concatenate([values, values]), temperature)
+    for row in range(len(values)):
+        label, sure = gate(measure, values[row : row + 1], temperature)
+        assert label.tolist() == [labels[row]]
+        np.testing.assert_allclose(sure, confidence[row], rtol=0, atol=1e-12)
+        alone = probabilities(values[row : row + 1], temperature)
+        np.testing.assert_allclose(alone[0], p[row], rtol=1e-6)

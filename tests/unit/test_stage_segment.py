@@ -9,35 +9,20 @@ import numpy as np
 import pytest
 
 from sluice.stage.segment import Array, Arrays, RunningSegment, load_segment, load_segments, profile, prove, runtime
-from sluice.wire.bundle import BLOBS, Bundle, open_bundle, write_blob
+from sluice.wire.bundle import BLOBS, Bundle, write_blob
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Segment
 
 pytestmark = pytest.mark.tensorflow
 
-MODEL = """
-keras.utils.set_random_seed(3)
-x = keras.Input((4, 4, 1))
-a = layers.Conv2D(2, 3, padding="same", activation="tanh")(x)
-first = layers.Dense(3, name="first")(layers.Flatten()(a))
-b = layers.Conv2D(3, 3, padding="same", activation="tanh")(a)
-final = layers.Dense(3, name="final")(layers.Flatten()(layers.Concatenate()([a, b])))
-model = keras.Model(x, [first, final])
-"""
 Golden = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Two segments; nobody trained them, which is nothing to the runtime."""
-    from partitioner.models import from_source
-    from partitioner.partition import PartitionSettings, Source, partition
+    from tests.unit.bundle_support import make_bundle
 
-    folder = tmp_path_factory.mktemp("segment") / "bundle"
-    x = np.random.default_rng(0).normal(size=(40, 4, 4, 1)).astype(np.float32)
-    settings = PartitionSettings(placement=("edge", "cloud"), codec="raw")
-    partition(from_source(MODEL), x, np.arange(40) % 3, folder, Source("pixels"), settings)
-    return open_bundle(folder)
+    return make_bundle(tmp_path_factory.mktemp("segment"))
 
 
 @pytest.fixture
@@ -79,6 +64,18 @@ def test_tensors_of_others_are_left_alone(segments: list[RunningSegment]) -> Non
     tensors = samples(2)
     made = segments[0].run(tensors | {"passing": np.zeros((9, 9), np.int64)})
     assert set(made) == {"logits", *(spec.name for spec in segments[0].spec.outputs)}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_what_is_returned_stays_as_it_is(segments: list[RunningSegment], n: int) -> None:
+    """No view of the runtime's own memory, which the next run overwrites."""
+    made = segments[0].run(samples(n))
+    kept = {name: array.copy() for name, array in made.items()}
+    segments[0].run({"x": samples(n)["x"] + np.float32(1)})
+    for name, array in made.items():
+        np.testing.assert_array_equal(array, kept[name])
+        owner = array if array.base is None else array.base
+        assert isinstance(owner, np.ndarray) and owner.flags.owndata
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Manifest
 from sluice.wire.messages import Belief, Offload, Outcome, Prediction, decode, encode, sample_of
 from sluice.wire.names import Tier
-from tests.unit.wire_support import manifest, manifest_dict, offload
+from tests.unit.wire_support import manifest, manifest_dict, offload, tensor_spec
 
 WHOLE = manifest()
 SURE, UNSURE = 9.0, 0.0
@@ -254,3 +254,43 @@ def test_a_prediction_keeps_who_the_sample_is_and_what_its_exit_thought() -> Non
     assert (told.exit, told.label, told.confidence, told.outputs) == (1, 1, 0.4, b"")
     assert (told.tier, told.status, told.reason) == ("edge", "provisional", "timeout")
     assert told.compute_us == before.compute_us, "no time was spent"
+
+
+@dataclass
+class Halves:
+    """A segment of a model that does not classify: `h0` is half of `x`; `sum` and `count` are made of `h0`."""
+
+    index: int
+
+    def run(self, tensors: Arrays) -> Arrays:
+        if self.index == 0:
+            return {"h0": tensors["x"][:, :3] / np.float32(2)}
+        h0 = tensors["h0"]
+        return {"count": np.full((len(h0), 1), h0.shape[1], np.int32), "sum": h0.sum(axis=1, dtype=np.float32)[:, None]}
+
+
+def test_a_model_that_does_not_classify_answers_with_all_its_results() -> None:
+    parts = manifest_dict() | {"task": "tensors", "labels": []}
+    first, last = parts["segments"][0], parts["segments"][2]
+    results = [tensor_spec("sum", 1), tensor_spec("count", 1, dtype="int32")]
+    first |= {"exit": None, "passes": []}
+    last |= {"exit": None, "index": 1, "inputs": first["outputs"], "outputs": results}
+    parts["segments"] = [first, last]
+    parts["operating_points"] = [
+        {"id": name, "placement": placement, "codec": "raw", "policies": []}
+        for name, placement in (("default", ["edge", "fog"]), ("all-edge", ["edge", "edge"]))
+    ]
+    whole = Manifest.model_validate(parts)
+    halves = [cast(RunningSegment, Halves(index)) for index in range(2)]
+    edge, fog = Stage("edge", "ab" * 32, whole, 0, halves), Stage("fog", "ab" * 32, whole, 1, halves[1:])
+    rows = [(2.0, 4.0, 6.0), (0.0, 0.0, 1.0)]
+    sent = step(edge, [work(*row) for row in rows])
+    assert [(o.next_segment, o.beliefs) for o in sent if isinstance(o, Offload)] == [(1, ()), (1, ())]
+    above = step(fog, [unpack(o, whole) for o in sent if isinstance(o, Offload)])
+    alone = step(edge, [work(*row, operating_point="all-edge") for row in rows])
+    for answers, tier in ((above, "fog"), (alone, "edge")):
+        for answer, row in zip(answers, rows, strict=True):
+            assert isinstance(answer, Prediction) and decode(encode(answer)) == answer
+            assert (answer.tier, answer.exit, answer.label, answer.confidence) == (tier, 0, -1, 1.0)
+            assert (answer.status, answer.reason) == ("final", "last")
+            assert np.frombuffer(answer.outputs, "<f4").tolist() == [sum(row) / 2, 3.0], "in the manifest's order"

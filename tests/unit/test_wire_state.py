@@ -52,6 +52,15 @@ def test_another_key_is_refused(key: Ed25519PrivateKey, tmp_path: Path) -> None:
         unseal(seal(key, DESIRED), "pi-1", [])
 
 
+def test_a_desired_state_from_before_profiles_could_be_requested_is_read(key: Ed25519PrivateKey) -> None:
+    payload = json.dumps({name: value for name, value in DESIRED.model_dump().items() if name != "profile"})
+    envelope = Signed(payload=payload, signature=sign(key, payload.encode()))
+    assert unseal(envelope.model_dump_json().encode(), "pi-1", [public_text(key)]) == DESIRED
+    assert DESIRED.profile is None
+    asked = DESIRED.model_copy(update={"profile": "profile-1"})
+    assert unseal(seal(key, asked), "pi-1", [public_text(key)]).profile == "profile-1"
+
+
 @pytest.mark.parametrize(
     "change", [{"revision": 4}, {"operating_point": "other"}, {"device_id": "pi-2"}, {"bundle": "cd" * 32}]
 )
@@ -118,6 +127,8 @@ WRONG: list[tuple[type[State], dict[str, Any], str]] = [
     (Desired, DESIRED.model_dump() | {"device_id": "../pi"}, "Desired: device_id: "),
     (Desired, DESIRED.model_dump() | {"bundle": "ab"}, "Desired: bundle: "),
     (Desired, DESIRED.model_dump() | {"operating_point": "+"}, "Desired: operating_point: "),
+    (Desired, DESIRED.model_dump() | {"profile": "a b"}, "Desired: profile: "),
+    (Reported, {"device_id": "d", "agent_version": "1", "measured": {"bundle": DIGEST}}, "Reported: measured.runtime"),
     (DeviceStatus, {"device_id": "pi-1", "status": "asleep"}, "DeviceStatus: status: "),
     (Receipt, {"epoch": "xyz", "seqs": []}, "Receipt: epoch: "),
     (Receipt, {"epoch": EPOCH, "seqs": [0] * 10_001}, "Receipt: seqs: "),

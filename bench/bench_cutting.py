@@ -1,0 +1,88 @@
+"""Cutting is free: a chain of segments against the same net in one TFLite file, both run by `RunningSegment`.
+
+Nets of about 20, 90 and 350 µs and MobileNetV2 at 96 × 96, each cut twice, at block ends (three tiers). Exit heads are in
+neither: what is compared is the trunk. One thread, random weights and inputs, batch 1 and 32; the two take turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from bench.chains import quiet_keras, running, trunk_pieces
+from bench.report import Report
+from sluice.stage.segment import RunningSegment
+
+REPETITIONS = 41
+TURN_S = 0.01
+"""Length of one turn, about."""
+WANTED = {1: "≤ 1.25 for nets under 50 µs, ≤ 1.07 above", 32: "≤ 1.05"}
+
+
+def small(width: int, size: int) -> Any:
+    """A plain CNN: three blocks of convolution and pooling and a classifier; blocks end in `block0`, `block1`, …"""
+    keras = quiet_keras()
+    layers = keras.layers
+    a = x = keras.Input((size, size, 1), name="image")
+    for block in range(3):
+        a = layers.Conv2D(width << block, 3, padding="same", activation="relu")(a)
+        a = layers.MaxPooling2D(2, name=f"block{block}")(a)
+    return keras.Model(x, layers.Dense(10)(layers.Flatten()(a)))
+
+
+def mobile_net() -> Any:
+    """MobileNetV2, 96 × 96."""
+    return quiet_keras().applications.MobileNetV2(input_shape=(96, 96, 3), weights=None, classes=100)
+
+
+NETS: list[tuple[str, Any, tuple[str, str]]] = [
+    ("CNN, 20 µs", lambda: small(4, 28), ("block0", "block1")),
+    ("CNN, 90 µs", lambda: small(8, 40), ("block0", "block1")),
+    ("CNN, 350 µs", lambda: small(16, 56), ("block0", "block1")),
+    ("MobileNetV2-96", mobile_net, ("block_3_project_BN", "block_13_project_BN")),
+]
+
+
+def run_all(segments: list[RunningSegment], tensors: Any) -> Any:
+    """Through all segments; returns the last one's outputs."""
+    for segment in segments:
+        tensors = segment.run(tensors)
+    return tensors
+
+
+def median_us(segments: list[RunningSegment], tensors: Any, runs: int) -> float:
+    """Median time of a pass in one turn, µs."""
+    times = []
+    for _ in range(runs):
+        begun = time.perf_counter_ns()
+        run_all(segments, tensors)
+        times.append(time.perf_counter_ns() - begun)
+    return statistics.median(times) / 1000
+
+
+def run(console: Console) -> Report:
+    """Measure."""
+    report = Report("three segments in a row against the whole net in one file, heads in neither")
+    for name, make, layers in NETS:
+        quiet_keras().utils.set_random_seed(0)
+        model = make()
+        whole, chain = running(trunk_pieces(model, ())), running(trunk_pieces(model, layers))
+        for batch in (1, 32):
+            x = np.random.default_rng(0).normal(size=(batch, *model.input_shape[1:])).astype(np.float32)
+            once, made = (run_all(segments, {"x": x}) for segments in (whole, chain))
+            off = float(np.abs(once["h0"] - made[f"h{len(chain) - 1}"]).max())
+            if off > 1e-5:
+                raise RuntimeError(f"{name}: the chain is off by {off:.3g}")
+            row = report.row(f"{name}, batch {batch}", "µs")
+            runs = max(1, round(TURN_S * 1e6 / median_us(whole, {"x": x}, 5)))
+            console.print(f"{row.what}: {REPETITIONS} pairs of {runs} runs, difference of results {off:.2g}")
+            turns = [(chain, row.ours), (whole, row.baseline)]
+            for repetition in range(REPETITIONS):
+                for segments, times in turns if repetition % 2 else reversed(turns):
+                    times.append(median_us(segments, {"x": x}, runs))
+    report.notes += [f"wanted at batch {batch}: {text}" for batch, text in WANTED.items()]
+    return report

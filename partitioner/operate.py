@@ -1,0 +1,269 @@
+"""From what was decided to what is deployed: segments, and operating points whose promise was put to the test.
+
+Each operating point is run as the tiers will run it, codec and all, on three parts of the samples that share nothing:
+temperatures are fitted on the first, the way through the thresholds is laid out on the second, and the third certifies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitioner import reference
+from partitioner.calibrate import confidences, expected, temperature
+from partitioner.certify import Certified, as_certificate, certify, given_thresholds, harm_of
+from partitioner.chain import Passage, ranges_of, run_chain, with_scales
+from partitioner.coarse import fit_coarse
+from partitioner.cut import check_size, cut, logits_model
+from partitioner.decide import DEFAULT, Decided
+from partitioner.exits import Anatomy
+from partitioner.export import Exported, export, tensor_spec
+from partitioner.parts import Parts
+from partitioner.plan import Choice, figures
+from partitioner.samples import Arrays, Samples
+from partitioner.scene import Measured
+from partitioner.settings import PartitionSettings
+from partitioner.thresholds import NEVER, exits_of, from_safe_start, greedy_path
+from sluice.stage.segment import RunningSegment
+from sluice.wire.manifest import ExitPolicy, OperatingPoint, Segment, TensorSpec
+
+NO_EXIT = "no-exit"
+COMPARED = 256
+"""Samples on which the results of a model that does not classify are compared."""
+
+Progress = Callable[[str, int, int], None]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """An operating point with what was seen of it: its `passage` on the certifying samples, and what the test said."""
+
+    point: OperatingPoint
+    choice: Choice
+    passage: Passage
+    confidence: Sequence[NDArray[np.float64]]
+    """(n,) of each exit, the final one last."""
+    certified: Certified | None
+
+
+@dataclass(frozen=True, slots=True)
+class Operated:
+    """What goes into the bundle."""
+
+    inputs: tuple[TensorSpec, ...]
+    exported: Sequence[Exported]
+    segments: Sequence[Segment]
+    crossings: Sequence[Sequence[TensorSpec]]
+    points: Sequence[Tested]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    running: Sequence[RunningSegment]
+    crossings: Sequence[Sequence[TensorSpec]]
+
+    @property
+    def exits_before(self) -> list[int]:
+        """Of each cut: how many exits a sample has passed."""
+        has = [segment.spec.exit is not None for segment in self.running]
+        return [sum(has[:k]) for k in range(1, len(has))]
+
+
+def operate(
+    found: Anatomy,
+    measured: Measured,
+    decided: Decided,
+    samples: Samples,
+    wanted: Labels | None,
+    parts: Parts,
+    settings: PartitionSettings,
+    progress: Progress,
+) -> Operated:
+    """Convert the segments and calibrate every operating point on them.
+
+    `wanted`: (n,) the full model's labels of all `samples`; None where it does not classify. Raises `PermanentError`
+    when more would cross than a message holds, or a segment does not compute what Keras does.
+    """
+    made = cut(found, decided.ends)
+    placements = {name: decided.placement(choice) for name, choice in decided.choices.items()}
+    for name, placement in placements.items():
+        for k, piece in enumerate(made.pieces[:-1]):
+            if placement[k] != placement[k + 1]:
+                check_size(piece, decided.choices[name].codec)
+    fit = samples.rows(parts.temperature)
+    exported = export(made, logits_model(made), fit.inputs, settings.quantize, progress=progress)
+    running = [one.segment for one in exported]
+    segments = with_scales([one.spec for one in exported], ranges_of(running, fit.inputs))
+    if any(choice.codec == "coarse" for choice in decided.choices.values()):
+        segments = _with_coarse(segments, running, fit.inputs)
+    scaled = {t.name: t for one in segments for t in (*one.inputs, *one.outputs)}
+    crossings = [tuple(scaled.get(one.name, tensor_spec(one)) for one in made.inputs)]
+    crossings += [tuple(scaled[one.name] for one in piece.crossing) for piece in made.pieces[:-1]]
+    chain = _Chain(running, crossings)
+    tested: list[Tested] = []
+    warnings: list[str] = []
+    for number, (name, choice) in enumerate(decided.choices.items()):
+        progress(f"calibrating operating point {name}", number, len(decided.choices))
+        if wanted is None:
+            tested.append(_unclassified(chain, name, choice, placements[name], found, samples.rows(parts.certify)))
+            continue
+        tests = _tested(
+            chain, measured, name, choice, placements[name], samples, wanted, parts, settings, len(decided.choices)
+        )
+        tested += tests
+        if tests[0].certified is not None and tests[0].certified.reason:
+            warnings.append(f"operating point {name}: {tests[0].certified.reason}")
+    return Operated(crossings[0], exported, segments, crossings, tested, tuple(warnings))
+
+
+def _tested(
+    chain: _Chain,
+    measured: Measured,
+    name: str,
+    choice: Choice,
+    placement: Sequence[Any],
+    samples: Samples,
+    wanted: Labels,
+    parts: Parts,
+    settings: PartitionSettings,
+    points: int,
+) -> list[Tested]:
+    """The operating point of `choice` and, beside the default, the same without early exits."""
+    passages = [
+        run_chain(chain.running, chain.crossings, samples.rows(part).inputs, placement, choice.codec)
+        for part in (parts.temperature, parts.plan, parts.certify)
+    ]
+    truth = wanted if samples.y is None else samples.y
+    temperatures = [temperature(logits, truth[parts.temperature]) for logits in passages[0].logits]
+    _, planning, certifying = (confidences(settings.measure, passage.logits, temperatures) for passage in passages)
+    _, plan_harm, harm = (
+        harm_of(
+            settings.criterion,
+            [logits.argmax(axis=1) for logits in passage.logits],
+            wanted[part],
+            None if samples.y is None else samples.y[part],
+        )
+        for passage, part in zip(passages, (parts.temperature, parts.plan, parts.certify), strict=True)
+    )
+    groups = None if samples.groups is None else samples.groups[parts.certify]
+    never = (NEVER,) * len(choice.exits)
+    if settings.thresholds is not None:
+        thresholds = settings.thresholds
+        certified = given_thresholds(thresholds, certifying[:-1], harm, groups=groups)
+    else:
+        path = greedy_path(planning[:-1], plan_harm, _costs(measured, choice, settings))
+        path = from_safe_start(path, planning[:-1], plan_harm, settings.max_accuracy_loss)
+        certified = certify(
+            path,
+            certifying[:-1],
+            harm,
+            epsilon=settings.max_accuracy_loss,
+            delta=round(1 - settings.confidence, 12) / points,
+            groups=groups,
+            promise=settings.promise,
+            total=len(samples),
+        )
+        thresholds = never if certified.thresholds is None else certified.thresholds
+
+    def one(point_id: str, levels: Sequence[float], verdict: Certified | None) -> Tested:
+        policies = [
+            ExitPolicy.model_validate({"measure": settings.measure, "threshold": level, "temperature": t})
+            for level, t in zip((*levels, 0.0), temperatures, strict=True)
+        ]
+        exits = exits_of(certifying[:-1], levels, len(parts.certify))
+        planned = figures(measured.scene, replace(choice, thresholds=tuple(levels)))
+        y = None if samples.y is None else samples.y[parts.certify]
+        seen = expected(passages[2], exits, wanted[parts.certify], y, chain.exits_before)
+        seen |= {"latency_ms": planned.latency_ms, "bytes": planned.bytes, "device_us": planned.device_us}
+        point = OperatingPoint(
+            id=point_id,
+            placement=tuple(placement),
+            codec=choice.codec,
+            policies=tuple(policies),
+            certificate=as_certificate(
+                verdict, settings.criterion, settings.max_accuracy_loss, settings.confidence, points
+            )
+            if verdict
+            else None,
+            expected=seen,
+        )
+        return Tested(point, replace(choice, thresholds=tuple(levels)), passages[2], certifying, verdict)
+
+    made = [one(name, thresholds, certified)]
+    if name == DEFAULT and choice.exits:
+        made.append(one(NO_EXIT, never, certified.at_the_start() if certified else None))
+    return made
+
+
+def _costs(measured: Measured, choice: Choice, settings: PartitionSettings) -> list[float]:
+    """What an answer at each exit costs by the objective, the final one last."""
+    costs = []
+    for k in range(len(choice.exits) + 1):
+        only = tuple(0.0 if k == other else NEVER for other in range(len(choice.exits)))
+        found = figures(measured.scene, replace(choice, thresholds=only))
+        amounts: Mapping[str, float] = {
+            "latency": found.latency_ms,
+            "bytes": found.bytes,
+            "device-compute": found.device_us,
+        }
+        costs.append(amounts[settings.objective])
+    return costs
+
+
+def _unclassified(
+    chain: _Chain, name: str, choice: Choice, placement: Sequence[Any], found: Anatomy, samples: Samples
+) -> Tested:
+    """The operating point of a model that does not classify: how far its results are from the full model's."""
+    few = samples.rows(np.arange(min(len(samples), COMPARED)))
+    passage = run_chain(chain.running, chain.crossings, few.inputs, placement, choice.codec)
+    full = reference.results(found, few.inputs)
+    off = [_relative(made, wanted) for made, wanted in zip(passage.results.values(), full.values(), strict=True)]
+    sent = [float(size.mean()) for size in passage.sent]
+    planned = choice.figures
+    point = OperatingPoint(
+        id=name,
+        placement=tuple(placement),
+        codec=choice.codec,
+        policies=(),
+        expected={
+            "relative_error": max(off),
+            "crossing_bytes": sent,
+            "latency_ms": planned.latency_ms,
+            "bytes": planned.bytes,
+            "device_us": planned.device_us,
+        },
+    )
+    return Tested(point, choice, passage, (), None)
+
+
+def _relative(made: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Root mean square of the difference over that of the wanted values."""
+    difference = made.astype(np.float64) - wanted.astype(np.float64)
+    scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))
+    return float(np.sqrt(np.mean(np.square(difference)))) / max(scale, 1e-12)
+
+
+def _with_coarse(segments: Sequence[Segment], running: Sequence[RunningSegment], inputs: Arrays) -> list[Segment]:
+    """The segments with the coarse codec fitted to every float tensor between them."""
+    tensors = dict(inputs)
+    fitted: dict[str, TensorSpec] = {}
+    for segment, live in zip(segments, running, strict=True):
+        for spec in segment.inputs:
+            if spec.is_float and spec.name not in fitted:
+                fitted[spec.name] = fit_coarse(tensors[spec.name], spec)
+        tensors |= live.run(tensors)
+    return [
+        segment.model_copy(
+            update={
+                side: tuple(fitted.get(spec.name, spec) for spec in getattr(segment, side))
+                for side in ("inputs", "outputs")
+            }
+        )
+        for segment in segments
+    ]

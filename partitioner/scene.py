@@ -1,0 +1,353 @@
+"""Everything that the plan chooses from, measured: the model cut as finely as a tier might end, and run.
+
+The trunk is cut at every candidate point and each early exit is a segment of its own, so that what they take can be
+timed apart. A chain of so many segments takes a little longer than the few that will be made of it; the times of the
+trunk are scaled to the whole trunk in one file. Bytes and the loss of each codec come from the tensors that really
+cross, decoded again and run to the end.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitioner.calibrate import confidences, temperature
+from partitioner.certify import harm_of
+from partitioner.chain import ranges_of, with_scales
+from partitioner.coarse import fit_coarse
+from partitioner.cut import Cut, End, cut, logits_model
+from partitioner.exits import Anatomy
+from partitioner.export import Exported, export, tensor_spec
+from partitioner.link import parse_link
+from partitioner.plan import EarlyExit, Point, Scene
+from partitioner.samples import Arrays, Samples
+from partitioner.settings import AUTO, PartitionSettings
+from partitioner.splits import SplitPoint, find_split
+from sluice.stage.segment import RunningSegment
+from sluice.wire.codec import CODECS, decode_tensor, encode_tensor, round_trip
+from sluice.wire.manifest import TensorSpec
+from sluice.wire.messages import MAX_MESSAGE_BYTES
+from sluice.wire.names import Tier
+from sluice.wire.profile import Profile
+
+LOSSLESS = ("raw", "zstd")
+FAITHFUL = (*LOSSLESS, "float16", "float16-zstd")
+"""Codecs whose loss is taken as none; the final calibration sees what there is."""
+HEADER_BYTES = 250
+"""Of an `Offload` without tensors' data: Avro, names, beliefs, MQTT topic."""
+ANSWER_BYTES = 190
+"""Of a `Prediction` of ten classes, with its topic."""
+SIZED = 64
+"""Samples whose encoded size is averaged."""
+LOSS_SAMPLES = (32, 256)
+"""Least and most samples that are decoded and run to the end, within `LOSS_SECONDS`."""
+LOSS_SECONDS = 40.0
+MOST_POINTS = 40
+END = "end"
+"""Name of the point where nothing is left to do."""
+BATCH = 64
+TIMED_SECONDS = 0.15
+TIMED_RUNS = (5, 200)
+
+Labels = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The `scene`, the split point of each of its points but the last, and what the segments were measured with."""
+
+    scene: Scene
+    points: tuple[SplitPoint, ...]
+    specs: Mapping[str, Sequence[TensorSpec]]
+    """What crosses at each point, by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fine:
+    """The finely cut model: `trunk[i]` leads from point i to the next, `heads[k]` hangs at `at[k]`."""
+
+    cut: Cut
+    exported: Sequence[Exported]
+    trunk: Sequence[int]
+    heads: Sequence[int]
+    at: Sequence[int]
+
+
+def measure(
+    anatomy: Anatomy,
+    points: Sequence[SplitPoint],
+    fit: Samples,
+    fit_wanted: Labels | None,
+    plan: Samples,
+    plan_wanted: Labels | None,
+    settings: PartitionSettings,
+    progress: Progress,
+) -> Measured:
+    """Cut at `points` (in order, the first the raw input), time and run everything.
+
+    `fit`: samples for ranges, dictionaries and temperatures; `plan`: samples that are looked at to choose; `…_wanted`:
+    the full model's answers to them, None where it does not classify.
+    """
+    fine = _cut_finely(anatomy, points, fit, settings, progress)
+    running = [one.segment for one in fine.exported]
+    ranges = ranges_of(running, fit.inputs)
+    scaled = {
+        t.name: t for one in with_scales([e.spec for e in fine.exported], ranges) for t in (*one.outputs, *one.inputs)
+    }
+    crossings = [fine.cut.inputs, *(fine.cut.pieces[i].crossing for i in fine.trunk[:-1])]
+    progress("looking at what would cross", 0, len(points))
+    n_loss = _samples_for_loss(running, plan, len(points))
+    tensors = _all_tensors(running, plan.rows(np.arange(min(len(plan), n_loss))).inputs)
+    coarse_wanted = settings.codec in (AUTO, "coarse") and plan_wanted is not None
+    specs: dict[str, tuple[TensorSpec, ...]] = {}
+    for point, crossing in zip(points, crossings, strict=True):
+        found = [scaled.get(one.name, tensor_spec(one)) for one in crossing]
+        specs[point.name] = tuple(
+            fit_coarse(tensors[one.name], one) if coarse_wanted and one.is_float and one.coarse is None else one
+            for one in found
+        )
+    us = [time_us(segment, tensors) for segment in running]
+    whole = _whole_trunk_us(anatomy, fit, tensors, settings)
+    trunk = np.array([us[i] for i in fine.trunk])
+    trunk *= whole / trunk.sum()
+
+    made = []
+    for index, point in enumerate(points):
+        progress("looking at what would cross", index, len(points))
+        tail = [running[i] for i in fine.trunk[index:]]
+        made.append(_point(point.name, specs[point.name], tensors, tail, codecs_of(settings, plan_wanted is not None)))
+    end = Point(
+        END,
+        dict.fromkeys(CODECS, 0.0),
+        dict.fromkeys(CODECS, 0.0),
+        dict.fromkeys(CODECS, 0.0),
+        dict.fromkeys(CODECS, 0.0),
+    )
+
+    confidence, harm = _seen(fine, running, fit, plan, fit_wanted, plan_wanted, settings)
+    speed = edge_speed(settings.device)
+    scale: dict[Tier, float] = {"edge": speed, "fog": 1.0, "cloud": 1.0}
+    exits = tuple(
+        EarlyExit(
+            anatomy.exits[k].name,
+            fine.at[k],
+            {tier: us[i] * factor for tier, factor in scale.items()},
+            fine.cut.pieces[i].macs,
+        )
+        for k, i in enumerate(fine.heads)
+    )
+    scene = Scene(
+        points=(*made, end),
+        trunk_us={tier: trunk * factor for tier, factor in scale.items()},
+        trunk_macs=np.array([fine.cut.pieces[i].macs for i in fine.trunk]),
+        exits=exits,
+        confidence=confidence,
+        harm=harm,
+        uplink=parse_link(settings.uplink),
+        backhaul=parse_link(settings.backhaul),
+        header_bytes=HEADER_BYTES,
+        answer_bytes=ANSWER_BYTES,
+        results_sent=settings.results_sent,
+        codec_scale={"edge": speed},
+    )
+    return Measured(scene, tuple(points), specs)
+
+
+def candidate_points(
+    anatomy: Anatomy, every: Sequence[SplitPoint], settings: PartitionSettings
+) -> list[SplitPoint]:
+    """Where a tier may end: the raw input, block ends, where early exits hang, what the user named.
+
+    Of more than `MOST_POINTS` block ends those are taken that the fewest bytes cross. Raises `PermanentError` for a
+    name that is none of `every`.
+    """
+    named = () if isinstance(settings.split, str) else settings.split
+    at = {anatomy.position(k) for k in range(len(anatomy.exits) - 1)} | {0}
+    at |= {find_split(every, name).position for name in named}
+    ends = sorted((point for point in every if point.block_end), key=lambda point: point.nbytes("int8"))
+    at |= {point.position for point in ends[:MOST_POINTS]}
+    return [point for point in every if point.position in at]
+
+
+def _cut_finely(
+    anatomy: Anatomy, points: Sequence[SplitPoint], fit: Samples, settings: PartitionSettings, progress: Progress
+) -> _Fine:
+    """Cut and convert; at each position first the trunk ends, then each exit that hangs there."""
+    early = range(max(0, len(anatomy.exits) - 1))
+    ends, heads, trunk, at = [], [], [], []
+    for index, point in enumerate(points):
+        if index > 0:
+            trunk.append(len(ends))
+            ends.append(End(position=point.position, exit=None, name=point.name))
+        for k in early:
+            if anatomy.position(k) == point.position:
+                heads.append(len(ends))
+                at.append(index)
+                ends.append(End(position=point.position, exit=k, name=anatomy.exits[k].name))
+    trunk.append(len(ends))
+    last = len(anatomy.exits) - 1 if anatomy.exits else None
+    ends.append(End(position=len(anatomy.trunk), exit=last, name=END))
+    fine = cut(anatomy, ends)
+    exported = export(fine, logits_model(fine), fit.inputs, settings.quantize, progress=progress)
+    return _Fine(fine, exported, trunk, heads, at)
+
+
+def _whole_trunk_us(anatomy: Anatomy, fit: Samples, tensors: Arrays, settings: PartitionSettings) -> float:
+    last = len(anatomy.exits) - 1 if anatomy.exits else None
+    whole = cut(anatomy, [End(position=len(anatomy.trunk), exit=last, name=END)])
+    (only,) = export(whole, logits_model(whole), fit.inputs, settings.quantize)
+    return time_us(only.segment, tensors)
+
+
+def time_us(segment: RunningSegment, tensors: Arrays) -> float:
+    """Median time of one sample, µs."""
+    names = [spec.name for spec in segment.spec.inputs]
+    n = len(tensors[names[0]])
+    rows = [{name: tensors[name][i : i + 1] for name in names} for i in range(min(n, 16))]
+    for row in rows[:3]:
+        segment.run(row)
+    taken: list[float] = []
+    begun = time.perf_counter()
+    while len(taken) < TIMED_RUNS[0] or (len(taken) < TIMED_RUNS[1] and time.perf_counter() - begun < TIMED_SECONDS):
+        row = rows[len(taken) % len(rows)]
+        start = time.perf_counter_ns()
+        segment.run(row)
+        taken.append((time.perf_counter_ns() - start) / 1000)
+    return statistics.median(taken)
+
+
+def _samples_for_loss(running: Sequence[RunningSegment], plan: Samples, points: int) -> int:
+    first = {name: array[:1] for name, array in plan.inputs.items()}
+    _all_tensors(running, first)
+    begun = time.perf_counter()
+    _all_tensors(running, first)
+    each = (time.perf_counter() - begun) / 2
+    return int(np.clip(LOSS_SECONDS / max(each * points * 2, 1e-9), *LOSS_SAMPLES))
+
+
+def _all_tensors(running: Sequence[RunningSegment], inputs: Arrays) -> Arrays:
+    """Every tensor that crosses anywhere, and the results of the last segment, for all samples."""
+    n = len(next(iter(inputs.values())))
+    parts: dict[str, list[NDArray[np.generic]]] = {}
+    for i in range(0, n, BATCH):
+        tensors = {name: array[i : i + BATCH] for name, array in inputs.items()}
+        for segment in running:
+            tensors |= segment.run(tensors)
+        for name, array in tensors.items():
+            parts.setdefault(name, []).append(array)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def codecs_of(settings: PartitionSettings, classifies: bool) -> list[str]:
+    """Those that the plan may use: what loses is not chosen unasked where nobody could say how much it harms."""
+    if settings.codec != AUTO:
+        return [settings.codec]
+    return list(CODECS) if classifies else list(FAITHFUL)
+
+
+def _point(
+    name: str, specs: Sequence[TensorSpec], tensors: Arrays, tail: Sequence[RunningSegment], codecs: Iterable[str]
+) -> Point:
+    """What crossing here costs by codec; one that does not fit into a message is left out."""
+    size: dict[str, float] = {}
+    loss: dict[str, float | NDArray[np.bool_]] = {}
+    packing: dict[str, float] = {}
+    unpacking: dict[str, float] = {}
+    uncoded = _results(tail, {spec.name: tensors[spec.name] for spec in specs})
+    losses: dict[str, float | NDArray[np.bool_]] = {}
+    for codec in codecs:
+        if codec == "coarse" and not any(spec.coarse for spec in specs):
+            continue
+        sizes, packed_us, unpacked_us = _coded(specs, tensors, codec)
+        if max(sizes) > MAX_MESSAGE_BYTES - 2_000:
+            continue
+        size[codec], packing[codec], unpacking[codec] = statistics.fmean(sizes), packed_us, unpacked_us
+        kind = codec.removesuffix("-zstd")
+        if kind not in losses:
+            losses[kind] = 0.0
+            if codec not in FAITHFUL:
+                coded = {s.name: round_trip(tensors[s.name], s, codec) for s in specs}
+                losses[kind] = _results(tail, coded) != uncoded
+        loss[codec] = losses[kind]
+    return Point(name, size, loss, packing, unpacking)
+
+
+def _coded(specs: Sequence[TensorSpec], tensors: Arrays, codec: str) -> tuple[list[int], float, float]:
+    """(bytes of each sample, median µs to encode, median µs to decode) of all tensors of a sample together."""
+    sizes, packed, unpacked = [], [], []
+    for row in range(min(SIZED, len(next(iter(tensors.values()))))):
+        begun = time.perf_counter_ns()
+        made = [encode_tensor(tensors[spec.name][row], spec, codec) for spec in specs]
+        between = time.perf_counter_ns()
+        for one, spec in zip(made, specs, strict=True):
+            decode_tensor(one, spec)
+        unpacked.append((time.perf_counter_ns() - between) / 1000)
+        packed.append((between - begun) / 1000)
+        sizes.append(sum(len(one.data) for one in made))
+    return sizes, statistics.median(packed), statistics.median(unpacked)
+
+
+def _results(tail: Sequence[RunningSegment], crossing: Arrays) -> Labels:
+    """The labels (n,) of the final exit; zeros where the model does not classify."""
+    n = len(next(iter(crossing.values())))
+    labels = []
+    for i in range(0, n, BATCH):
+        tensors = {name: array[i : i + BATCH] for name, array in crossing.items()}
+        for segment in tail:
+            tensors |= segment.run(tensors)
+        exit_head = tail[-1].spec.exit
+        size = min(BATCH, n - i)
+        labels.append(tensors[exit_head.logits].argmax(axis=1) if exit_head else np.zeros(size, np.int64))
+    return np.concatenate(labels)
+
+
+def _seen(
+    fine: _Fine,
+    running: Sequence[RunningSegment],
+    fit: Samples,
+    plan: Samples,
+    fit_wanted: Labels | None,
+    plan_wanted: Labels | None,
+    settings: PartitionSettings,
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
+    """Confidence of each early exit and harm of every exit on the plan's samples."""
+    if plan_wanted is None or fit_wanted is None:
+        return [], [np.zeros(len(plan), bool)]
+    order = [*fine.heads, fine.trunk[-1]]
+    fitted, seen = (exit_logits(running, order, part.inputs) for part in (fit, plan))
+    truth = fit_wanted if fit.y is None else fit.y
+    temperatures = [temperature(logits, truth) for logits in fitted]
+    labels = [logits.argmax(axis=1) for logits in seen]
+    return confidences(settings.measure, seen, temperatures)[:-1], harm_of(
+        settings.criterion, labels, plan_wanted, plan.y
+    )
+
+
+def exit_logits(running: Sequence[RunningSegment], order: Sequence[int], inputs: Arrays) -> list[NDArray[np.float32]]:
+    """Logits (n, classes) of the segments `order`, uncoded."""
+    n = len(next(iter(inputs.values())))
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in order]
+    for i in range(0, n, BATCH):
+        tensors = {name: array[i : i + BATCH] for name, array in inputs.items()}
+        for index, segment in enumerate(running):
+            made = segment.run(tensors)
+            if index in order:
+                assert segment.spec.exit is not None
+                parts[order.index(index)].append(made[segment.spec.exit.logits].astype(np.float32, copy=False))
+            tensors |= made
+    return [np.concatenate(part) for part in parts]
+
+
+def edge_speed(device: Profile | None) -> float:
+    """How many times longer the device takes than this machine: the geometric mean over its profile's segments."""
+    if device is None:
+        return 1.0
+    ratios = [one.us["1"] / one.reference_us for one in device.segments if one.reference_us and "1" in one.us]
+    return math.exp(statistics.fmean(math.log(ratio) for ratio in ratios)) if ratios else 1.0

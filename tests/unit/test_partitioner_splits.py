@@ -1,0 +1,398 @@
+"""Wherever a model is cut, the segments together compute what the model computes; and where it can be cut is told."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sluice.wire.errors import PermanentError
+
+pytestmark = pytest.mark.tensorflow
+
+ZOO = {
+    "plain": """
+model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dropout(0.5), layers.Dense(3)])
+""",
+    "skip": """
+x = keras.Input((6,))
+a = layers.Dense(8, activation="relu")(x)
+b = layers.Dense(8, activation="relu")(a)
+c = layers.Dense(7)(layers.Concatenate()([a, b, x]))
+model = keras.Model(x, {"one": layers.Dense(3)(a), "last": layers.Dense(3, activation="softmax")(c)})
+""",
+    "exit inside of a residual block": """
+x = keras.Input((6, 6, 3), dtype="uint8")
+h = layers.Conv2D(4, 3, padding="same", use_bias=False)(layers.Rescaling(1 / 255)(x))
+h = keras.ops.relu(layers.BatchNormalization()(h))
+a = layers.Conv2D(4, 3, padding="same")(h)
+early = layers.Dense(5)(layers.GlobalAveragePooling2D()(layers.Concatenate()([a, h])))
+h = layers.Add()([layers.Conv2D(4, 3, padding="same")(layers.ReLU()(a)), h])
+model = keras.Model(x, [layers.Dense(5)(layers.Flatten()(h)), early])
+""",
+    "exit at the input": """
+x = keras.Input((6, 6, 1), dtype="uint8")
+f = layers.Rescaling(1 / 255)(x)
+early = layers.Dense(3, activation="softmax")(layers.Flatten()(layers.AveragePooling2D(2)(f)))
+h = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(f))
+model = keras.Model(x, [layers.Softmax()(layers.Dense(3)(h)), early])
+""",
+    "a layer called three times": """
+shared = layers.Dense(6, activation="tanh")
+x = keras.Input((6,))
+a = shared(x)
+model = keras.Model(x, [layers.Dense(3)(a), layers.Dense(3)(layers.Add()([shared(shared(a)), a]))])
+""",
+    "nested, twice and in one another": """
+small = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="d"), layers.BatchNormalization()], name="small")
+i = keras.Input((4,))
+inner = keras.Model(i, layers.Add()([small(layers.Dense(4, name="d")(i)), i]), name="inner")
+x = keras.Input((4,), name="d")
+h = inner(inner(x), training=False)
+model = keras.Model(x, [layers.Dense(3, name="h0")(h), layers.Dense(3)(small(h))])
+""",
+    "nested, of another dtype": """
+i = keras.Input((5, 1))
+inner = keras.Model(i, {"f": layers.Flatten()(layers.Conv1D(2, 2)(i)), "m": layers.GlobalMaxPooling1D()(i)})
+x = keras.Input((5, 1), dtype="uint8")
+made = inner(x)
+model = keras.Model(x, layers.Dense(3)(layers.Concatenate()([made["f"], made["m"]])))
+""",
+    "several inputs": """
+a, b = keras.Input((4,), name="left"), keras.Input((3,), name="right")
+p, q = keras.Input((8,), name="p"), keras.Input((8,), name="q")
+join = keras.Model([q, p], layers.Subtract()([p, q]))
+h = layers.Dense(8, activation="relu")(a)
+e = layers.Dense(3)(h)
+g = layers.Dense(8)(b)
+model = keras.Model([a, b], [e, layers.Dense(3)(join({"p": h, "q": g}))])
+""",
+    "a layer with several outputs": """
+x = keras.Input((4, 3))
+seq, last, state = layers.LSTM(5, return_sequences=True, return_state=True)(x)
+h = layers.Concatenate()([layers.GlobalAveragePooling1D()(seq), last, state])
+model = keras.Model(x, layers.Dense(3)(h))
+""",
+    "masks": """
+x = keras.Input((6,), dtype="int32")
+h = layers.Embedding(9, 4, mask_zero=True)(x)
+h = layers.LSTM(5, return_sequences=True)(layers.Dense(4)(h))
+a = layers.MultiHeadAttention(2, 3)(h, h)
+model = keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling1D()(layers.Add()([a, h]))))
+""",
+    "masks into a nested model": """
+i = keras.Input((6, 4))
+inner = keras.Model(i, layers.GRU(5)(layers.Dense(4)(i)))
+x = keras.Input((6,), dtype="int32")
+model = keras.Model(x, layers.Dense(3)(inner(layers.Embedding(9, 4, mask_zero=True)(x))))
+""",
+    "windows as rows": """
+x = keras.Input((4, 6))
+h = keras.ops.reshape(layers.Dense(6)(x), (-1, 6))
+model = keras.Model(x, layers.Dense(3)(layers.Flatten()(keras.ops.reshape(layers.Dense(3)(h), (-1, 4, 3)))))
+""",
+    "results of several kinds": """
+x = keras.Input((8, 8, 2))
+down = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(x)
+count = layers.Dense(1, name="count")(layers.GlobalAveragePooling2D()(down))
+up = layers.Conv2DTranspose(2, 3, strides=2, padding="same")(layers.Conv2D(4, 3, padding="same")(down))
+mask = layers.Conv2D(1, 1, activation="sigmoid")(layers.Concatenate()([up, x]))
+model = keras.Model(x, {"mask": mask, "count": count})
+""",
+}
+
+
+def build(source: str) -> Any:
+    """The model, with weights that let no path through it vanish."""
+    from partitioner.models import from_source
+
+    model = from_source(source)
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.uniform(-0.6, 0.6, w.shape).astype(np.float32) ** 2 + 0.05 for w in model.get_weights()])
+    return model
+
+
+def samples(model: Any, n: int = 3) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [
+        (rng.normal(size=(n, *t.shape[1:])) if t.dtype == "float32" else rng.integers(0, 9, (n, *t.shape[1:]))).astype(
+            t.dtype
+        )
+        for t in model.inputs
+    ]
+
+
+def flow(cut: Any, inputs: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+    """All tensors, and the logits of each exit, of the pieces one after the other; a piece sees what crosses to it."""
+    from partitioner.cut import piece_model
+
+    every = dict(zip([t.name for t in cut.inputs], inputs, strict=True))
+    crossed = dict(every)
+    logits = []
+    for piece in cut.pieces:
+        made = piece_model(cut, piece)([crossed[t.name] for t in piece.inputs], training=False)
+        made = {name: np.asarray(value) for name, value in made.items()}
+        if piece.exit:
+            logits.append(made.pop("logits"))
+        assert set(made) == {t.name for t in piece.outputs}
+        for tensor in piece.outputs:
+            assert (made[tensor.name].dtype, made[tensor.name].shape[1:]) == (tensor.dtype, tensor.shape)
+        every |= made
+        if piece is not cut.pieces[-1]:
+            assert set(piece.passes) <= crossed.keys()
+            crossed = made | {name: crossed[name] for name in piece.passes}
+            assert list(crossed) == [t.name for t in piece.crossing]
+    return every, logits
+
+
+def softmax(logits: Any) -> Any:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not support masking")
+@pytest.mark.parametrize("name", ZOO)
+def test_the_segments_compute_what_the_model_computes_wherever_it_is_cut(name: str) -> None:
+    from partitioner.cut import cut, ends_of
+    from partitioner.exits import anatomy, gives_logits
+    from partitioner.splits import split_points
+
+    model = build(ZOO[name])
+    inputs = samples(model)
+    found = anatomy(model)
+    outputs = [np.asarray(value) for value in model_outputs(model, inputs)]
+    wanted = dict(zip(found.results, outputs, strict=True))
+    points = split_points(found)
+    early = range(len(found.exits) - 1)
+    rng = np.random.default_rng(2)
+    some = [[point for point in points if rng.random() < 0.4] for _ in range(2)]
+    for exits, chosen in [(early, points), (early, []), ([], points), *(([*early][:1], part) for part in some)]:
+        made = cut(found, ends_of(found, exits, chosen))
+        every, logits = flow(made, inputs)
+        names = [piece.exit for piece in made.pieces if piece.exit]
+        for one, values in zip(names, logits, strict=True):
+            own = next(e for e in found.exits if e.name == one)
+            given = values if gives_logits(found.graph, own.output) else softmax(values)
+            np.testing.assert_allclose(given, wanted[one], atol=1e-5)
+        if found.task == "tensors":
+            assert names == []
+            for tensor, value in zip(made.pieces[-1].outputs, wanted.values(), strict=True):
+                np.testing.assert_allclose(every[tensor.name], value, atol=1e-5)
+        else:
+            assert names == [found.exits[k].name for k in exits] + [found.exits[-1].name]
+
+
+def model_outputs(model: Any, inputs: list[Any]) -> list[Any]:
+    import keras
+
+    return list(keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=False)))
+
+
+def found_of(source: str, **settings: Any) -> tuple[Any, list[Any]]:
+    from partitioner.exits import anatomy
+    from partitioner.splits import split_points
+
+    found = anatomy(build(source), **settings)
+    return found, split_points(found)
+
+
+BLOCKS = """
+x = keras.Input((8, 8, 3), dtype="uint8")
+h = layers.Rescaling(1 / 255, name="scale")(x)
+h = layers.Conv2D(4, 3, padding="same", use_bias=False, name="conv1")(h)
+h = layers.BatchNormalization(name="bn1")(h)
+h = layers.ReLU(name="relu1")(h)
+a = layers.Conv2D(4, 3, padding="same", name="conv2")(h)
+h = layers.Add(name="add")([a, h])
+h = layers.ReLU(name="relu2")(h)
+h = layers.MaxPooling2D(name="pool")(h)
+h = layers.Dropout(0.5, name="drop")(h)
+h = layers.ZeroPadding2D(name="pad")(h)
+h = layers.Conv2D(2, 3, strides=2, activation="relu", name="conv3")(h)
+h = layers.Flatten(name="flat")(h)
+model = keras.Model(x, layers.Softmax()(layers.Dense(3, name="last")(h)))
+"""
+
+
+def test_split_points_say_what_crosses_and_what_is_left_to_do() -> None:
+    found, points = found_of(BLOCKS)
+    by_name = {point.name: point for point in points}
+    assert " ".join(by_name) == "input scale conv1 bn1 relu1 conv2 add relu2 pool drop pad conv3 flat"
+    assert [point.position for point in points] == list(range(13))
+    macs = [64 * 4 * 27, 64 * 4 * 36, 4 * 2 * 36, 8 * 3]
+    assert {point.macs_before + point.macs_after for point in points} == {sum(macs)}
+    assert [by_name[name].macs_before for name in ("input", "conv1", "relu2", "flat")] == [
+        0,
+        macs[0],
+        sum(macs[:2]),
+        sum(macs[:3]),
+    ]
+    raw, inside = by_name["input"], by_name["conv2"]
+    assert [(t.name, t.dtype, t.shape) for t in raw.tensors] == [("x", "uint8", (8, 8, 3))]
+    assert [t.shape for t in inside.tensors] == [(8, 8, 4), (8, 8, 4)], "the skip connection crosses as well"
+    sizes = {codec: inside.nbytes(codec) for codec in ("raw", "zstd", "float16", "int8", "int8-zstd", "coarse")}
+    assert sizes == {"raw": 2048, "zstd": 2048, "float16": 1024, "int8": 512, "int8-zstd": 512, "coarse": 256}
+    assert raw.nbytes("int8") == raw.nbytes("raw") == raw.nbytes("coarse") == 192
+    assert found.position(0) == len(found.trunk) == 13
+
+
+def test_block_ends_are_not_inside_of_what_a_runtime_does_in_one_step() -> None:
+    _, points = found_of(BLOCKS)
+    assert [point.name for point in points if point.block_end] == ["input", "relu1", "relu2", "pool", "conv3"]
+
+
+def test_block_ends_of_a_model_whose_skip_connections_lie_across() -> None:
+    _, points = found_of(
+        """
+x = keras.Input((16, 16, 1))
+h, skips = x, []
+for n in (4, 8):
+    h = layers.Conv2D(n, 3, padding="same", activation="relu", name=f"down{n}")(h)
+    skips.append(h)
+    h = layers.MaxPooling2D(name=f"pool{n}")(h)
+h = layers.Conv2D(8, 3, padding="same", activation="relu", name="bottom")(h)
+for n in (8, 4):
+    h = layers.Concatenate(name=f"join{n}")([layers.UpSampling2D()(h), skips.pop()])
+    h = layers.Conv2D(n, 3, padding="same", activation="relu", name=f"up{n}")(h)
+model = keras.Model(x, layers.Conv2D(1, 1, activation="sigmoid")(h))
+"""
+    )
+    ends = {point.name: len(point.keys) for point in points if point.block_end}
+    assert ends["down4"] == ends["join4"] == 1
+    assert ends["pool4"] == ends["up8"] == 2, "too few have one tensor only"
+    assert "bottom" not in ends or ends["bottom"] == 3
+
+
+def test_names_tell_calls_of_one_name_apart_and_the_nearest_one_is_suggested() -> None:
+    from partitioner.splits import find_split
+
+    _, points = found_of(ZOO["nested, twice and in one another"])
+    names = [point.name for point in points]
+    assert names[:3] == ["input", "d", "d@2"] and len(set(names)) == len(names)
+    assert find_split(points, "d@3").name == "d@3"
+    _, points = found_of(BLOCKS)
+    with pytest.raises(PermanentError, match="no split point 'conf1'; the nearest name is 'conv1'"):
+        find_split(points, "conf1")
+
+
+def test_an_exit_at_the_input_does_the_preprocessing_itself() -> None:
+    from partitioner.cut import cut, ends_of
+
+    found, points = found_of(ZOO["exit at the input"])
+    assert found.position(0) == 0
+    made = cut(found, ends_of(found, [0], [points[0]]))
+    assert [(t.name, t.dtype) for t in made.pieces[0].crossing] == [("x", "uint8")], "not what it was scaled to"
+    assert made.pieces[0].macs == 9 * 3
+
+
+def test_an_exit_that_shares_more_than_preprocessing_does_not_sit_at_the_input() -> None:
+    source = ZOO["exit at the input"].replace("f = layers.Rescaling(1 / 255)(x)", "f = layers.MaxPooling2D(2)(x)")
+    found, _ = found_of(source.replace("uint8", "float32").replace("AveragePooling2D(2)", "AveragePooling2D(1)"))
+    assert found.position(0) == 1, "pooled is less than raw"
+
+
+def test_ends_come_in_order_and_one_place_is_one_end() -> None:
+    from partitioner.cut import End, cut, ends_of
+    from partitioner.splits import find_split
+
+    found, points = found_of(ZOO["a layer called three times"])
+    first = next(point for point in points if point.position == found.position(0))
+    later = points[-1]
+    one, two = found.exits[0].name, found.exits[1].name
+    assert ends_of(found, [0, 1], [later, first, points[0]]) == [
+        End(first.position, 0, one),
+        End(later.position, None, later.name),
+        End(len(found.trunk), 1, two),
+    ]
+    assert [piece.name for piece in cut(found, ends_of(found, [], [later])).pieces] == [later.name, two]
+    with pytest.raises(PermanentError, match="'twice' has nothing to do"):
+        cut(found, [End(1, None, "once"), End(1, None, "twice"), End(len(found.trunk), 1, two)])
+    assert find_split(points, first.name) is first
+
+
+def test_an_exit_that_is_left_out_leaves_nothing_behind() -> None:
+    from partitioner.cut import cut, ends_of, logits_model, piece_model
+
+    found, points = found_of(ZOO["skip"])
+    with_it, without = (cut(found, ends_of(found, exits, points[2:3])) for exits in ([0], []))
+    assert sum(p.macs for p in with_it.pieces) - sum(p.macs for p in without.pieces) == 8 * 3
+    layers_left = {layer.name for piece in without.pieces for layer in piece_model(without, piece).layers}
+    assert found.graph.maker(found.exits[0].output).name not in layers_left
+    assert set(logits_model(without).output) == {"logits1"}
+    only, _ = found_of(ZOO["skip"], keep=[])
+    assert [one.name for one in only.exits] == ["last"]
+
+
+def test_an_exit_whose_logits_the_trunk_uses() -> None:
+    from partitioner.cut import End, cut
+
+    model = build(
+        "x = keras.Input((4,))\na = layers.Dense(3)(x)\nb = layers.Dense(3)(layers.Dense(5, 'relu')(x))\n"
+        "model = keras.Model(x, {'a': layers.Softmax()(a), 'mean': layers.Softmax()(layers.Average()([a, b]))})"
+    )
+    from partitioner.exits import anatomy
+
+    found = anatomy(model)
+    at = found.position(0)
+    made = cut(found, [End(at, None, "trunk"), End(at, 0, "a"), End(len(found.trunk), 1, "mean")])
+    inputs = samples(model)
+    _, logits = flow(made, inputs)
+    for one, wanted in zip(logits, model_outputs(model, inputs), strict=True):
+        np.testing.assert_allclose(softmax(one), wanted, atol=1e-5)
+
+
+def test_masks_cross_and_recurrent_segments_convert() -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    from partitioner.convert import convert
+    from partitioner.cut import cut, ends_of, piece_model
+
+    found, points = found_of(ZOO["masks"])
+    half = next(point for point in points if "bool" in {tensor.dtype for tensor in point.tensors})
+    made = cut(found, ends_of(found, [], [half]))
+    model = piece_model(made, made.pieces[1])
+    rng = np.random.default_rng(0)
+    given = {
+        tensor.name: (rng.normal(size=(3, *tensor.shape)) > 0).astype(tensor.dtype) for tensor in made.pieces[1].inputs
+    }
+    runner = Interpreter(model_content=convert(model, "the segment")).get_signature_runner()
+    wanted = model(list(given.values()), training=False)
+    np.testing.assert_allclose(runner(**given)["logits"], wanted["logits"], atol=1e-5)
+
+
+def test_a_position_where_rows_are_no_samples_is_no_split_point() -> None:
+    found, points = found_of(ZOO["windows as rows"])
+    left_out = set(range(len(found.trunk))) - {point.position for point in points}
+    assert left_out == {2, 3}, "after the reshape into windows, and the dense layer on them"
+
+
+def test_what_crosses_has_to_fit_into_a_message() -> None:
+    from partitioner.cut import check_size, cut, ends_of
+
+    found, points = found_of("""
+x = keras.Input((1000, 1000, 1), dtype="uint8")
+h = layers.ZeroPadding2D(10, name="large")(layers.Rescaling(1.0)(x))
+model = keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(h)))
+""")
+    (large,) = [point for point in points if point.name == "large"]
+    first, _ = cut(found, ends_of(found, [], [large])).pieces
+    check_size(first, "coarse")
+    with pytest.raises(PermanentError, match="1040400 bytes would cross after 'large', a message holds"):
+        check_size(first, "int8")
+
+
+def test_it_is_quick() -> None:
+    from partitioner.splits import split_points
+
+    layers = (
+        "h = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 1)(layers.Add()([h, layers.ReLU()(h)]))))\n"
+    )
+    source = f"x = keras.Input((2, 2, 4))\nh = x\n{layers * 31}model = keras.Model(x, layers.Flatten()(h))"
+    found, points = found_of(source)
+    assert len(points) > 150
+    taken = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        split_points(found)
+        taken.append(time.perf_counter() - begun)
+    assert sorted(taken)[2] < 0.05
