@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint unit bench clean
+.PHONY: demo test test-models lint unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/sluice demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-models: $(VENV)/dev
+	$(BIN)/python -m pytest tests/models
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from partitioner.parts import FEW_GROUPS
 from partitioner.thresholds import NEVER, exits_of
@@ -135,7 +135,7 @@ def groups_needed(epsilon: float, delta: float) -> int:
 
 def p_value(violations: int, n: int, epsilon: float) -> float:
     """P(Bin(n, ε) ≤ violations): how likely so few are if the true share were ε."""
-    return float(binom.cdf(violations, n, epsilon))
+    return float(bdtr(violations, n, epsilon))
 
 
 def group_p_value(risks: Floats, epsilon: float) -> float:

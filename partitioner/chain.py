@@ -44,8 +44,8 @@ def run_chain(
 ) -> Passage:
     """Run `inputs` (name: (n, *shape)) through all segments; `crossings[k]` crosses into segment k.
 
-    A model that begins above the edge is sent its raw input, which is not in `sent`: nothing is cut there. Raises
-    `PermanentError` for an unknown codec.
+    A model that begins above the edge is sent its raw input, by the same codec; it is not in `sent`, because nothing is
+    cut there. Raises `PermanentError` for an unknown codec.
     """
     parts = [_run_batch(segments, crossings, batch, placement, codec) for batch in _batches(inputs)]
     return Passage(
@@ -63,6 +63,8 @@ def _run_batch(
     codec: str,
 ) -> Passage:
     tensors: Mapping[str, Array] = inputs
+    if placement[0] != "edge":
+        tensors = {spec.name: round_trip(inputs[spec.name], spec, codec) for spec in crossings[0]}
     n = len(next(iter(inputs.values())))
     logits, sent = [], []
     made: Arrays = {}

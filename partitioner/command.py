@@ -66,7 +66,7 @@ def partition(
     from sluice.wire.errors import PermanentError
     from sluice.wire.profile import read_profile
 
-    if out.exists():
+    if out.exists():  # said before TensorFlow is loaded; the rest of the place is checked with everything else
         raise PermanentError(f"{out} is there already: name a folder that is not")
     if not model.is_file():
         raise PermanentError(f"{model} is no file")

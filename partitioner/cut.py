@@ -180,7 +180,7 @@ def _unrolled(config: Any) -> Any:
     """A layer's configuration, with `unroll` set in it and in those of layers inside."""
     if isinstance(config, dict):
         return {name: True if name == "unroll" else _unrolled(value) for name, value in config.items()}
-    return config
+    return [_unrolled(value) for value in config] if isinstance(config, list) else config
 
 
 def _shares(model: Anatomy, ends: Sequence[End], wanted: Sequence[Iterable[Key]]) -> list[set[int]]:

@@ -173,6 +173,8 @@ def _check_operation(node: Node) -> None:
             raise PermanentError(f"{where} of class {kind.__name__}: {CUSTOM_HINT}")
         if is_half(one):
             raise PermanentError(f"{where} computes in {one.compute_dtype}: {HALF_HINT}")
+        if getattr(one, "stateful", False):
+            raise PermanentError(f"{where} remembers the sample before: build it with stateful=False")
         if hasattr(one, "unroll"):
             shape = node.call.input_tensors[0].shape
             steps = shape[1 if "Conv" in kind.__name__ else -2] or 0

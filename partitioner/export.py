@@ -33,14 +33,17 @@ Arrays = dict[str, Array]
 Progress = Callable[[str, int, int], None]
 
 TOLERANCE: Mapping[Quantize, float] = {"float32": 1e-4, "float16": 1e-2}
-"""Largest difference between TFLite and Keras, relative to the largest value where that is over 1. float16 keeps 11
-bits of each weight: 5e-4 a layer at worst, which a deep model adds up."""
+"""Largest difference of a segment from Keras, relative to the largest value where that is over 1. float16 keeps 11 bits
+of each weight: 5e-4 a layer at worst, which a deep segment adds up."""
 INT8_ERROR = 0.3
-"""Largest root mean square of int8's differences from Keras, over that of Keras' values. 8 bits lose 0.01 to 0.1; what
-was converted wrongly is off by 1 and more."""
+"""Largest root mean square of an int8 segment's differences from Keras, over that of Keras' values. 8 bits lose 0.01 to
+0.1; what was converted wrongly is off by 1 and more."""
 INT8_AGREEMENT = 0.9
 """Least share of answers of an int8 exit like Keras', among the half of the samples where Keras' two best logits are
 farthest apart: near ties say nothing about a conversion, and what they cost the certificate sees."""
+CHAIN_TOLERANCE: Mapping[Quantize, float] = {"float32": 1e-3, "float16": 1e-1, "int8": 0.5}
+"""The same for the chain of segments against the full model: each makes more of the differences of those before it."""
+WAY_OUT = "use float16, or calibration samples like those of use"
 BATCHES = (1, 2, 8, 32)
 """Batch sizes that every segment is tried with."""
 COMPARED = 64
@@ -93,7 +96,8 @@ def export(
             results |= {crossing.name: crossing.name for crossing in piece.outputs}
         for name, whole in results.items():
             what = f"the chain of segments up to {piece.name!r}"
-            _check(what, name, made[name][:COMPARED], wanted[whole], quantize, name == LOGITS)
+            allowed = CHAIN_TOLERANCE[quantize]
+            _check(what, name, made[name][:COMPARED], wanted[whole], quantize, allowed, name == LOGITS)
     return done
 
 
@@ -165,8 +169,9 @@ def _compare(segment: RunningSegment, model: keras.Model, inputs: Arrays) -> Non
     n = len(next(iter(inputs.values())))
     whole = segment.run(inputs)
     what = f"segment {spec.index} ({spec.name})"
+    allowed = TOLERANCE.get(spec.quantize, INT8_ERROR)
     for name, value in _outputs(model, [inputs[tensor.name] for tensor in spec.inputs]).items():
-        _check(what, name, whole[name], value, spec.quantize, name in spec.logits)
+        _check(what, name, whole[name], value, spec.quantize, allowed, name in spec.logits)
     for batch in BATCHES:
         rows = np.arange(batch) % n
         made = segment.run({name: array[rows] for name, array in inputs.items()})
@@ -176,23 +181,18 @@ def _compare(segment: RunningSegment, model: keras.Model, inputs: Arrays) -> Non
                 raise PermanentError(f"{what}: {name!r} at batch {batch} is off by {off:.3g} from batch {n}")
 
 
-def _check(what: str, name: str, made: Array, wanted: Array, quantize: Quantize, logits: bool) -> None:
-    """`PermanentError` unless `made` (n, *shape) is what Keras `wanted`, as far as `quantize` allows."""
-    if quantize in TOLERANCE:
-        off, allowed = difference(made, wanted), TOLERANCE[quantize]
-        if not off <= allowed:
+def _check(what: str, name: str, made: Array, wanted: Array, quantize: Quantize, allowed: float, logits: bool) -> None:
+    """`PermanentError` unless `made` (n, *shape) is what Keras `wanted`, as far as `quantize` lets it."""
+    if quantize != "int8":
+        if not (off := difference(made, wanted)) <= allowed:
             raise PermanentError(f"{what}: {name!r} is off by {off:.3g} from Keras, {allowed:g} is allowed")
         return
-    off = mean_error(made, wanted)
-    if not off <= INT8_ERROR:
-        raise PermanentError(
-            f"{what}: int8 makes {name!r} wrong by {off:.0%} of its size, {INT8_ERROR:.0%} is allowed: use float16, or "
-            "calibration samples like those of use"
-        )
+    if not (off := mean_error(made, wanted)) <= allowed:
+        raise PermanentError(f"{what}: int8 makes {name!r} wrong by {off:.0%}, {allowed:.0%} is allowed: {WAY_OUT}")
     if logits and not (same := agreement(made, wanted)) >= INT8_AGREEMENT:
         raise PermanentError(
-            f"{what}: int8 agrees with Keras on {same:.0%} of the clear samples, {INT8_AGREEMENT:.0%} is needed: use "
-            "float16, or calibration samples like those of use"
+            f"{what}: int8 answers like Keras on {same:.0%} of the clear samples, {INT8_AGREEMENT:.0%} is needed: "
+            f"{WAY_OUT}"
         )
 
 

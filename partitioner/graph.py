@@ -207,8 +207,9 @@ class _Trace:
         """Whether a nested model can be replaced by its nodes: those do not know of masks that come from outside, and
         do not convert a tensor's rank, as the model does."""
         tensors, _ = given_to(inner, call)
+        masked = len(tensors) < len(call.input_tensors) or bool(self.masks.keys() & set(reads))
         ranks = [len(tensor.shape) for tensor in tensors if tensor is not None]
-        return ranks == [len(one.shape) for one in inner.inputs] and not self.masks.keys() & set(reads)
+        return not masked and ranks == [len(one.shape) for one in inner.inputs]
 
     def enter(self, call: Any, inner: Any, reads: Sequence[Key], path: str, training: bool | None) -> list[Key]:
         """The outputs of the nested model `inner` at one of its calls."""
@@ -274,7 +275,7 @@ def rebuild(
         made = _call_again(node, values, other) if other is None or isinstance(other, keras.Operation) else other
         values |= zip(node.outputs, keras.tree.flatten(made), strict=True)
     made = {name: values[key] for name, key in outputs.items()}
-    with _names_of_their_own(new_inputs, [graph.nodes[index].operation for index in needed]):
+    with _names_of_their_own(new_inputs, made.values()):
         return keras.Model(new_inputs, made)
 
 
@@ -294,25 +295,34 @@ def _call_again(node: Node, values: Mapping[Key, Any], other: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _names_of_their_own(inputs: Sequence[Any], operations: Iterable[Any]) -> Iterator[None]:
-    """Keras wants unique names in a model, and nested models bring names that others have: renamed for a while."""
-    taken = {tensor._keras_history.operation.name for tensor in inputs}
-    renamed: dict[int, tuple[Any, str]] = {}
-    seen = set[int]()
-    for operation in operations:
-        if id(operation) in seen:
-            continue
-        seen.add(id(operation))
-        name = operation.name
-        if name in taken:
-            renamed[id(operation)] = operation, name
-            operation.name = f"{name}__{id(operation)}"
+def _names_of_their_own(inputs: Iterable[Any], outputs: Iterable[Any]) -> Iterator[None]:
+    """Keras wants unique names in a model, and nested models bring names that others have: those are changed for as
+    long as this lasts; the inputs keep theirs."""
+    operations = {id(one): one for one in _operations_between(inputs, outputs)}
+    before = {key: operation.name for key, operation in operations.items()}
+    taken: set[str] = set()
+    for key, operation in operations.items():
+        if operation.name in taken:
+            operation.name = f"{operation.name}__{key}"
         taken.add(operation.name)
     try:
         yield
     finally:
-        for operation, name in renamed.values():
-            operation.name = name
+        for key, operation in operations.items():
+            operation.name = before[key]
+
+
+def _operations_between(inputs: Iterable[Any], outputs: Iterable[Any]) -> Iterator[Any]:
+    """All operations that make `outputs`, those of `inputs` first; some come more than once."""
+    seen: set[_Place] = set()
+    waiting = [*outputs, *inputs]
+    while waiting:
+        tensor = waiting.pop()
+        if _place(tensor) not in seen:
+            seen.add(_place(tensor))
+            history = tensor._keras_history
+            yield history.operation
+            waiting += history.operation._inbound_nodes[history.node_index].input_tensors
 
 
 def _needed(graph: Graph, given: set[Key], wanted: Iterable[Key]) -> set[int]:

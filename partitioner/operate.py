@@ -202,18 +202,20 @@ def _tested(
 
 
 def _costs(measured: Measured, choice: Choice, settings: PartitionSettings) -> list[float]:
-    """What an answer at each exit costs by the objective, the final one last."""
-    costs = []
-    for k in range(len(choice.exits) + 1):
-        only = tuple(0.0 if k == other else NEVER for other in range(len(choice.exits)))
-        found = figures(measured.scene, replace(choice, thresholds=only))
-        amounts: Mapping[str, float] = {
-            "latency": found.latency_ms,
-            "bytes": found.bytes,
-            "device-compute": found.device_us,
-        }
-        costs.append(amounts[settings.objective])
-    return costs
+    """What an answer at each exit costs by the objective, the final one last; by another where the exits do not differ
+    in it (bytes, when everything runs on the device)."""
+    early = range(len(choice.exits))
+    found = [
+        figures(measured.scene, replace(choice, thresholds=tuple(0.0 if k == other else NEVER for other in early)))
+        for k in range(len(choice.exits) + 1)
+    ]
+    by_objective = {
+        "latency": [one.latency_ms for one in found],
+        "bytes": [one.bytes for one in found],
+        "device-compute": [one.device_us for one in found],
+    }
+    costs = by_objective[settings.objective]
+    return costs if max(costs) > min(costs) else by_objective["latency"]
 
 
 def _unclassified(

@@ -99,6 +99,17 @@ def pack(
     return digest
 
 
+def check_place(folder: Path) -> None:
+    """`PermanentError` now, before hours of work, when `folder` is there already or could not be made."""
+    if folder.exists():
+        raise PermanentError(f"{folder} is there already: name a folder that is not")
+    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        raise PermanentError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """A hidden folder that becomes `folder` at the end, or goes away with whatever was written to it."""

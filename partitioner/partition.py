@@ -20,7 +20,7 @@ from partitioner.decide import decide, settle
 from partitioner.equip import equip
 from partitioner.exits import Anatomy, anatomy
 from partitioner.operate import operate
-from partitioner.pack import pack
+from partitioner.pack import check_place, pack
 from partitioner.samples import Array, Samples, fitting
 from partitioner.scene import candidate_points, measure
 from partitioner.settings import PartitionSettings
@@ -63,6 +63,7 @@ def partition(
     """
     settings = settings or PartitionSettings()
     check_name("model", source.model)
+    check_place(folder)
     progress("looking at the model", 0, 1)
     given = anatomy(model)
     samples = _samples(given, arrays)

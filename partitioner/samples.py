@@ -49,6 +49,8 @@ class Samples:
 def read_npz(path: Path) -> Arrays:
     """All arrays of `path`; `PermanentError` when it is no npz of plain arrays (pickled objects are never loaded)."""
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise PermanentError(f"{path} is no .npz file: write it with numpy.savez")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except OSError as error:

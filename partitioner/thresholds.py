@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit
 
 NEVER = 2.0
@@ -26,6 +25,12 @@ DIGITS = 12
 """Decimals of a confidence that tell: a device, which works it out one by one, may differ in the 15th."""
 ODDS = 1e-9
 """Confidences this close to 0 or 1 are taken as that far off, for their logarithmic odds."""
+NEWTON = 50
+"""Most steps of Newton's method."""
+TINY = 1e-6
+"""A step that ends it."""
+BELIEF = 1e-3
+"""Weight of the belief that as many as not are harmed where confidence says nothing: hardly any."""
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -150,15 +155,25 @@ def _harm_by_confidence(sure: Floats, harm: Flags) -> Floats:
     count = int(harm.sum())
     target = np.where(harm, (count + 1) / (count + 2), 1 / (len(harm) - count + 2))
 
-    def loss(line: Floats) -> tuple[float, Floats]:
-        z = line[0] + line[1] * doubt
-        off = expit(z) - target
-        far = line - np.array([0.0, 1.0])
-        value = float((np.logaddexp(0, z) - target * z).sum() + 0.5 * (1e-3 * far[0] ** 2 + far[1] ** 2))
-        return value, np.array([off.sum() + 1e-3 * far[0], off @ doubt + far[1]])
+    def loss(a: float, b: float) -> float:
+        z = a + b * doubt
+        return float((np.logaddexp(0, z) - target * z).sum() + 0.5 * (BELIEF * a**2 + (b - 1) ** 2))
 
-    line = minimize(loss, np.array([0.0, 1.0]), jac=True, method="L-BFGS-B").x
-    chance: Floats = expit(line[0] + line[1] * doubt)
+    a, b = 0.0, 1.0
+    for _ in range(NEWTON):
+        chance: Floats = expit(a + b * doubt)
+        off, weight = chance - target, chance * (1 - chance)
+        down_a, down_b = off.sum() + BELIEF * a, (off * doubt).sum() + b - 1
+        aa, ab, bb = weight.sum() + BELIEF, (weight * doubt).sum(), (weight * doubt**2).sum() + 1
+        size = 1 / (aa * bb - ab**2)
+        step_a, step_b = size * (bb * down_a - ab * down_b), size * (aa * down_b - ab * down_a)
+        begun, share = loss(a, b), 1.0
+        while loss(a - share * step_a, b - share * step_b) > begun and share > TINY:
+            share /= 2
+        a, b = a - share * step_a, b - share * step_b
+        if abs(share * step_a) + abs(share * step_b) < TINY:
+            break
+    chance = expit(a + b * doubt)
     return chance
 
 

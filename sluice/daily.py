@@ -95,6 +95,11 @@ def train(
     max_accuracy_loss: Annotated[
         float | None, typer.Option(help="Share of answers that may differ from the full model's.")
     ] = None,
+    placement: Annotated[
+        str | None, typer.Option(help="Tier of each segment, such as edge,fog,cloud, instead of a plan.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="Of the plan: latency, bytes or device-compute.")] = None,
+    uplink: Annotated[str | None, typer.Option(help="The devices' link: rate and delay, as in 1Mbit/s,50ms.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     token: Token = None,
@@ -102,7 +107,13 @@ def train(
     """Train a model on a data stream, and cut it into a bundle that `sluice rollout` can bring to devices."""
     given: dict[str, Any] = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     settings = {name: value for name, value in given.items() if value is not None}
-    wanted = {} if max_accuracy_loss is None else {"max_accuracy_loss": max_accuracy_loss}
+    cutting: dict[str, Any] = {
+        "max_accuracy_loss": max_accuracy_loss,
+        "placement": placement.split(",") if placement else None,
+        "objective": objective,
+        "uplink": uplink,
+    }
+    wanted = {name: value for name, value in cutting.items() if value is not None}
     with _client(url, token) as client:
         if source is not None and source.suffix == ".keras":
             client.upload_model(model, source)

@@ -64,11 +64,7 @@ def work(folder: Path, events: Events) -> dict[str, Any]:
     job = read_job(folder, TypeAdapter(TrainingJob))
     keras.utils.set_random_seed(job.settings.seed)
     model = load_model(job.model, folder)
-    found = anatomy(model)
-    if not found.exits:
-        raise PermanentError(
-            f"training is for exits that give (batch, classes) by softmax or logits; outputs here: {', '.join(found.results)}"
-        )
+    found = anatomy(model, task="classification")
     events.progress("reading the stream", 0, job.stream.count)
     x, y = load_stream(
         KafkaCluster.model_validate(job.kafka),

@@ -84,8 +84,8 @@ class RunningSegment:
         self._content = content
         self._threads = threads
         self._by_batch: dict[int, _Interpreter] = {}
-        self._first = spec.inputs[0].name if spec.inputs else None
-        made = {name for name, _ in self._at(1).outputs}
+        self._last = self._at(1)
+        made = {name for name, _ in self._last.outputs}
         if missing := ({output.name for output in spec.outputs} | spec.logits) - made:
             raise PermanentError(f"segment {spec.index} does not make {sorted(missing)}")
 
@@ -102,30 +102,34 @@ class RunningSegment:
         Other tensors in `tensors` are left alone; what is returned is the caller's own. Raises `PermanentError` for a
         wrong shape or dtype: the runtime itself would take it without complaint.
         """
-        n = len(tensors[self._first]) if self._first is not None else 1
-        batch = 1 if n <= 1 else 1 << (n - 1).bit_length()
-        interpreter = self._by_batch.get(batch) or self._at(batch)
-        if n != batch:
-            return self._padded(interpreter, n, tensors)
-        for name, index, shape, dtype in interpreter.inputs:
+        last = self._last
+        for name, index, shape, dtype in last.inputs:
             array = tensors[name]
-            if array.shape != shape or array.dtype != dtype:
-                raise self._unfit(name, array, shape, dtype)
-            interpreter.set(index, array)
-        interpreter.invoke()
-        get = interpreter.get
-        return {name: get(index) for name, index in interpreter.outputs}
+            if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
+                break
+            last.set(index, array)
+        else:
+            last.invoke()
+            get = last.get
+            return {name: get(index) for name, index in last.outputs}
+        return self._resized(tensors)
 
-    def _padded(self, interpreter: _Interpreter, n: int, tensors: Mapping[str, Array]) -> Arrays:
-        """Run n samples on an interpreter of more: the surplus rows are zeros and cut off again."""
+    def _resized(self, tensors: Mapping[str, Array]) -> Arrays:
+        """Run what does not fit the interpreter that ran last; the one that it fits is then at hand."""
+        n = len(tensors[self.spec.inputs[0].name])
+        batch = 1 if n <= 1 else 1 << (n - 1).bit_length()
+        interpreter = self._at(batch)
         for name, index, shape, dtype in interpreter.inputs:
             array = tensors[name]
             if array.shape != (n, *shape[1:]) or array.dtype != dtype:
                 raise self._unfit(name, array, (n, *shape[1:]), dtype)
-            padded = np.zeros(shape, dtype)
-            padded[:n] = array
-            interpreter.set(index, padded)
+            if n != batch:  # the surplus rows are zeros and cut off again
+                padded = np.zeros(shape, dtype)
+                padded[:n] = array
+                array = padded
+            interpreter.set(index, array)
         interpreter.invoke()
+        self._last = interpreter
         return {name: interpreter.get(index)[:n] for name, index in interpreter.outputs}
 
     def _unfit(self, name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> PermanentError:

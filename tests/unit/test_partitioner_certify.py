@@ -118,7 +118,7 @@ def test_where_the_codec_loses_only_what_crosses_the_exits_are_certified_without
 
 
 def test_exits_that_are_never_right_stay_closed_and_it_is_said() -> None:
-    confidence, harm = take(pool(3), np.arange(500))
+    confidence, _ = take(pool(3), np.arange(500))
     wrong = np.ones(500, np.bool_)
     path = [SHUT, *((t, t) for t in np.linspace(0.9, 0.1, 9).tolist())]
     found = certify(path, confidence, [wrong, wrong, ~wrong], epsilon=0.02, delta=0.05)

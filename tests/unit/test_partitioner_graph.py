@@ -216,6 +216,10 @@ def test_macs_of_convolutions() -> None:
             "takes 300 steps, for TFLite 256 at most",
         ),
         (
+            "x = keras.Input((4, 2), batch_size=1)\nmodel = keras.Model(x, layers.GRU(3, stateful=True, name='g')(x))",
+            "layer 'g' remembers the sample before",
+        ),
+        (
             "x = keras.Input((4, 6))\nmodel = keras.Model(x, {'w': keras.ops.reshape(layers.Dense(6)(x), (-1, 6))})",
             "output 'w' does not have one row a sample",
         ),
@@ -284,16 +288,17 @@ def test_a_subclass_that_only_adds_training_is_functional_all_the_same() -> None
     assert found.classes == 3
 
 
-def test_names_of_the_users_layers_stay_as_they_are() -> None:
+def test_layers_of_one_name_go_together_and_keep_their_names() -> None:
     from partitioner.cut import logits_model
 
     cut = cut_of(
-        "inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name='x')])\n"
-        "x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(3, name='x')(inner(x)))"
+        "inner = keras.Sequential([keras.Input((4, 2)), layers.GRU(2, return_sequences=True, name='x')])\n"
+        "x = keras.Input((4, 2))\nh = layers.Flatten(name='f')(inner(inner(x)))\n"
+        "model = keras.Model(x, layers.Dense(3, activation='softmax', name='d')(h))"
     )
     full = logits_model(cut)
     assert [one.name for one in full.inputs] == ["x"]
-    assert [node.operation.name for node in cut.graph.nodes[1:]] == ["x", "x"]
+    assert [node.operation.name for node in cut.graph.nodes[1:]] == ["x", "x", "f", "d"]
 
 
 @pytest.mark.parametrize(

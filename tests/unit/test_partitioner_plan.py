@@ -175,11 +175,12 @@ QUICK = (Link(2e8, 1e-5), Link(5e7, 5e-6))
 """Uplink and backhaul so quick that all three tiers pay off."""
 
 
-def with_losses(made: Scene) -> Scene:
-    """What codecs lose differs from point to point."""
-    random = np.random.default_rng(7)
+def uneven(made: Scene, seed: int) -> Scene:
+    """What codecs lose differs from point to point, and what is slow on one tier is quick on another."""
+    random = np.random.default_rng(seed)
     points = [replace(p, loss={c: float(random.uniform(0, 0.1)) for c in p.bytes if c != "raw"}) for p in made.points]
-    return replace(made, points=points)
+    trunk = {tier: us * random.uniform(0.1, 1, len(us)) for tier, us in made.trunk_us.items()}
+    return replace(made, points=points, trunk_us=trunk)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_no_candidate_beats_the_plan(
     """The search is exact: every sample walked through every placement finds nothing better, and the same front."""
     made = replace(scene(points=5 - len(at) // 2, at=at, n=24, seed=len(codecs)), results_sent=not silent)
     if links:
-        made = with_losses(replace(made, uplink=links[0], backhaul=links[1]))
+        made = uneven(replace(made, uplink=links[0], backhaul=links[1]), seed=1)
     wish = replace(WISH, epsilon=0.2, codecs=codecs)
     costs = everything(made, wish)
     within = costs[costs[:, 0] <= allowed_share(wish, 24) + 1e-9]
@@ -324,7 +325,7 @@ def test_front_and_thinning_of_many_ties() -> None:
 
 
 def test_too_few_samples_to_certify_mean_no_early_exit_and_no_loss() -> None:
-    made = with_losses(scene(n=400))
+    made = uneven(scene(n=400), 1)
     made = replace(made, points=[replace(p, bytes=SIZES) for p in made.points])
     few = plan(made, replace(WISH, n_certify=20, edge_points=["p2"]))
     assert "20 samples cannot certify a harm of at most 0.05 at 0.9: 45 are needed at least" in few.no_promise

@@ -341,13 +341,15 @@ def test_an_exit_whose_logits_the_trunk_uses() -> None:
         np.testing.assert_allclose(softmax(one), wanted, atol=1e-5)
 
 
-def test_masks_cross_and_recurrent_segments_convert() -> None:
+@pytest.mark.filterwarnings("ignore:.*does not support masking")
+@pytest.mark.parametrize("name", ["masks", "masks into a nested model"])
+def test_masks_cross_and_recurrent_segments_convert(name: str) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
     from partitioner.convert import convert
     from partitioner.cut import cut, ends_of, piece_model
 
-    found, points = found_of(ZOO["masks"])
+    found, points = found_of(ZOO[name])
     half = next(point for point in points if "bool" in {tensor.dtype for tensor in point.tensors})
     made = cut(found, ends_of(found, [], [half]))
     model = piece_model(made, made.pieces[1])
