@@ -106,7 +106,8 @@ def _measure(report: Report, data: Data, segments: list[RunningSegment]) -> None
         report.row(f"{name}: {what}", unit).ours.append(figure)
 
     seen = through(segments[0], data.x_calibration)
-    spec = fit_coarse(seen["h0"], segments[0].spec.outputs[0])
+    after_relu = {"scale": float(seen["h0"].max()) / 255, "zero_point": -128}
+    spec = fit_coarse(seen["h0"], segments[0].spec.outputs[0].model_copy(update=after_relu))
     hidden = through(segments[0], data.x_test)["h0"]
     for codec in CODECS:
         told(f"{codec}, an element", "bit", float(payload_sizes(hidden, spec, codec).mean()) * 8 / spec.size)

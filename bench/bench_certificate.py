@@ -64,7 +64,8 @@ class Pool:
     @property
     def wanted(self) -> Labels:
         """The full model's answers (n,)."""
-        return self.logits[-1].argmax(axis=1)
+        answers: Labels = self.logits[-1].argmax(axis=1)
+        return answers
 
     def seen(self, fit: Labels) -> list[Floats]:
         """Confidence (n,) of each early exit, with temperatures fitted on the samples `fit`."""
@@ -97,12 +98,12 @@ def run(console: Console) -> Report:
         _drawn_people(report, on_people["one exit"], seed)
         console.print(f"  by person: {time.monotonic() - begun:.0f} s")
     report.notes += [
-        f"limits: {MOST_BROKEN} broken of {DRAWINGS}; of the saving (ratio) 0.90 at n = 2500, 0.95 on MNIST at n = 5000",
+        f"limits: {MOST_BROKEN} broken of {DRAWINGS}; ratio 0.90 at n = 2500, 0.95 on MNIST at n = 5000",
         "n: all samples given, of which temperatures, path and certificate have disjoint parts",
         f"a figure for each of {len(SEEDS)} seeds of training; saved: mean of all drawings, and the best in hindsight",
         f"HAR: {TRAINING_PEOPLE} of 30 people train the net, the others are the pool",
-        f"new people: {CERTIFYING_PEOPLE} of the pool calibrate, the others are new; too few for a promise to new people",
-        f"people drawn: {DRAWN_PEOPLE} from the pool, with replacement, each with {WINDOWS} of his windows",
+        f"by person: {CERTIFYING_PEOPLE} of them calibrate, too few to promise new ones anything; the others are new",
+        f"people drawn: {DRAWN_PEOPLE} from the pool, with replacement, each with {WINDOWS} windows of theirs",
     ]
     return report
 
@@ -254,7 +255,7 @@ def _har(windows: tuple[NDArray[np.float32], Labels, Labels], seed: int) -> dict
     rest += [layers.Conv1D(64, 5, padding="same", activation="relu"), layers.Flatten()]
     rest += [layers.Dense(64, activation="relu"), layers.Dense(6)]
     sides = (x[trains], y[trains]), x[~trains]
-    return _pools(inputs, [front, block, middle, rest], *sides, people[~trains], seed, epochs=15)
+    return _pools(inputs, [front, block, middle, rest], *sides, people[~trains], seed, epochs=20)
 
 
 def _pools(
@@ -279,7 +280,7 @@ def _pools(
     model = keras.Model(inputs, [_through(inputs, front), _through(trunk, middle), _through(trunk, rest)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss=[loss] * 3)
-    model.fit(train[0], [train[1]] * 3, epochs=epochs, batch_size=64, verbose=0)
+    model.fit(train[0], [train[1]] * 3, epochs=epochs, batch_size=128, verbose=0)
     logits = [np.asarray(one) for one in model.predict(x, batch_size=1000, verbose=0)]
     labels = [one.argmax(axis=1) for one in logits]
     harm = harm_of("agreement", labels, labels[-1], None)

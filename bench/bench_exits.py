@@ -6,8 +6,8 @@ and run as a device does: each segment, then the gate, then maybe the next segme
 one thread, sample after sample over the whole test set, in turns. Thresholds come from a part of the training data by
 the certificate's own code; the test set is looked at to count, never to choose.
 
-The paired 95 % bound on lost accuracy is one-sided: mean and standard error of (full right) − (ours right) over the test
-set. On UCI HAR the test set is other people than those whose windows trained and calibrated.
+The paired 95 % bound on lost accuracy is one-sided: mean and standard error of (full right) − (ours right) over the
+test set. On UCI HAR the test set is other people than those whose windows trained and calibrated.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ def _measure(
             report.row(f"{name}: accuracy lost", "points").ours.append(100 * lost)
             report.row(f"{name}: 95 % bound on it", "points").ours.append(100 * bound)
             console.print(
-                f"  seed {seed} {name}: {taken[0]:.1f} / {taken[k]:.1f} µs = {times:.2f}; lost {100 * lost:.2f}, at most "
-                f"{100 * bound:.2f} points of {100 * (labels[0] == sets.y_test).mean():.2f}"
+                f"  seed {seed} {name}: {taken[0]:.1f} / {taken[k]:.1f} µs = {times:.2f}; lost {100 * lost:.2f}, "
+                f"at most {100 * bound:.2f} points of {100 * (labels[0] == sets.y_test).mean():.2f}"
             )
 
 

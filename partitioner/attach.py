@@ -41,11 +41,11 @@ AT_MOST = 0.5
 """The same where an exit is asked for and no design is that cheap."""
 INPUT_SIZE = 64 * 64 * 3
 """Values of an input above which a small net of its own is not tried by itself."""
-FEATURE_BYTES = 2**30
+FEATURE_BYTES = 2**29
 """Most memory for stored features; with more samples than fit, some are picked by chance."""
 BATCH = 256
-HEAD_RATE, JOINT_RATE = 3e-3, 5e-4
-"""Learning rates of heads alone, and of everything."""
+HEAD_TRAINING, JOINT_TRAINING = (3e-3, 5000), (1e-3, 1500)
+"""Learning rate and steps for a head alone, and for everything, which is dearer and begins near its end."""
 FITTED = 1000
 """Samples to which a head's scaling is fitted."""
 MODEST = 3.0
@@ -96,7 +96,7 @@ def attach(
         values = inputs[0][rows] if place.point.name == INPUT else features[place.name]
         exit_head = _head(given, place, values, seed + number)
         what = f"training {place.name}"
-        _learn(exit_head, [values], wanted, {place.name: True}, HEAD_RATE, seed, what, progress)
+        _learn(exit_head, [values], wanted, {place.name: True}, HEAD_TRAINING, seed, what, progress)
         trained.append(exit_head)
     made = _joined(given, backbone, found, trained)
     if anatomy(made).exits[-1].name != given.exits[-1].name:
@@ -107,7 +107,14 @@ def attach(
         own = {one.name: gives_logits(given.graph, one.output) for one in given.exits}
         outputs = dict.fromkeys((place.name for place in found), True) | own
         _learn(
-            made, [a[rows] for a in inputs], wanted, outputs, JOINT_RATE, seed, "training all of the model", progress
+            made,
+            [a[rows] for a in inputs],
+            wanted,
+            outputs,
+            JOINT_TRAINING,
+            seed,
+            "training all of the model",
+            progress,
         )
     return made
 
@@ -325,7 +332,7 @@ def _learn(
     inputs: Sequence[Array],
     wanted: Floats,
     outputs: Mapping[str, bool],
-    rate: float,
+    training: tuple[float, int],
     seed: int,
     what: str,
     progress: Progress,
@@ -333,4 +340,5 @@ def _learn(
     def told(done: int, total: int) -> None:
         progress(what, done, total)
 
-    teach(model, inputs, wanted, from_logits=outputs, learning_rate=rate, seed=seed, told=told)
+    rate, steps = training
+    teach(model, inputs, wanted, from_logits=outputs, learning_rate=rate, steps=steps, seed=seed, told=told)

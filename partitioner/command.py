@@ -28,6 +28,7 @@ def partition(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; that of the file if not given.")] = None,
     version: Annotated[int, typer.Option(min=1, help="Version of the model.")] = 1,
+    task: Annotated[str, typer.Option(help="auto, classification, or tensors: results that are no labels.")] = "auto",
     exits: Annotated[
         str, typer.Option(help="auto, none, or names of exits, of layers to attach exits at, or `input`, by comma.")
     ] = "auto",
@@ -73,6 +74,7 @@ def partition(
     if key and key.exists():
         signing.load_or_make_key(key)  # what cannot sign is found now; a missing key is made when all else worked
     wanted = {
+        "task": task,
         "exits": _names(exits),
         "head": head,
         "train_exits": train_exits,

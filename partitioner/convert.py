@@ -61,8 +61,8 @@ def convert(
         if culprit is None:
             raise PermanentError(f"{what} does not convert to TFLite: {cause[:300]}") from error
         raise PermanentError(
-            f"{what} does not convert to TFLite: layer {culprit.path!r} ({type(culprit.operation).__name__}) cannot be "
-            f"expressed; {_way_out(culprit)}"
+            f"{what} does not convert to TFLite: it cannot express layer {culprit.path!r} "
+            f"({type(culprit.operation).__name__}); use other layers, or do this to the data before the model"
         ) from error
     for operation in File(content).everywhere:
         if operation.name in ("VAR_HANDLE", "READ_VARIABLE"):
@@ -176,10 +176,3 @@ def _culprit(model: keras.Model, cause: str) -> Node | None:
         except Exception:
             return node
     return None
-
-
-def _way_out(node: Node) -> str:
-    inside = node.operation._flatten_layers() if isinstance(node.operation, layers.Layer) else []
-    if any(not getattr(layer, "unroll", True) for layer in inside):
-        return "give it unroll=True"
-    return "leave it out of the model (before it: apply it to the data) or express it with other layers"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+from keras import layers
 
 from partitioner.calls import parts_of
 from partitioner.exits import Anatomy, logits_of
@@ -161,16 +162,19 @@ def logits_model(cut: Cut) -> keras.Model:
 
 
 def _plainly(pieces: Sequence[Piece]) -> Replace:
-    """What the operations of `pieces` become where only answers count: a Dense without its softmax, a recurrent layer
-    with its steps one by one, the only way that TFLite knows."""
+    """What the operations of `pieces` become where only answers count: a Dense without its softmax; a recurrent layer
+    with its steps one by one, the only way that TFLite knows; resizing of floats, as `fit` and `predict` do it (called
+    alone Keras rounds resized integers, and so does TFLite, not always to the same side)."""
     dense = {id(piece.dense) for piece in pieces if piece.dense is not None}
 
-    def replace(node: Node, _: list[Any]) -> Any:
+    def replace(node: Node, values: list[Any]) -> Any:
         operation = node.operation
         if id(node) in dense:
             return type(operation).from_config(operation.get_config() | {"activation": None})
         if any(not getattr(layer, "unroll", True) for layer in parts_of(operation)):
             return type(operation).from_config(_unrolled(operation.get_config()))
+        if isinstance(operation, layers.Resizing):
+            return operation(keras.ops.cast(values[0], operation.compute_dtype))
         return None
 
     return replace

@@ -70,8 +70,10 @@ def equip(
             seed=settings.seed,
             progress=progress,
         )
-    found = anatomy(model) if places else given
-    found = _only(found, model, [*kept, *(one.name for one in found.exits[:-1] if one.name not in own)])
+    if places:
+        given = anatomy(model, given.task)
+        kept += [one.name for one in given.exits[:-1] if one.name not in own]
+    found = given if len(kept) == len(given.exits[:-1]) else anatomy(model, given.task, keep=kept)
     early = range(max(0, len(found.exits) - 1))
     compulsory = tuple(early) if settings.exits != AUTO or len(early) > MOST_OPTIONAL or _fixed(settings) else ()
     return Equipped(found, parts, compulsory, tuple(warnings))
@@ -105,12 +107,3 @@ def _asked_for(
                 f"no early exit and no split point is called {place[:80]!r}; the nearest name is {near[0]!r}"
             )
     return [name for name in own if name in names], places, []
-
-
-def _only(found: Anatomy, model: keras.Model, early: Sequence[str]) -> Anatomy:
-    """`found` with no other early exits than these."""
-    if not found.exits or len(early) == len(found.exits) - 1:
-        return found
-    functional = model if hasattr(model, "_outputs_struct") else model._functional
-    kept = [one for one in found.exits if one.name in early or one is found.exits[-1]]
-    return anatomy(keras.Model(functional.inputs, {one.name: one.tensor for one in kept}))

@@ -6,7 +6,7 @@ temperatures are fitted on the first, the way through the thresholds is laid out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -19,6 +19,7 @@ from partitioner import findings, reference, report
 from partitioner.decide import decide, settle
 from partitioner.equip import equip
 from partitioner.exits import Anatomy, anatomy
+from partitioner.models import in_float32
 from partitioner.operate import operate
 from partitioner.pack import check_place, pack
 from partitioner.samples import Array, Samples, fitting
@@ -65,7 +66,8 @@ def partition(
     check_name("model", source.model)
     check_place(folder)
     progress("looking at the model", 0, 1)
-    given = anatomy(model)
+    model = in_float32(model)
+    given = anatomy(model, None if settings.task == "auto" else settings.task)
     samples = _samples(given, arrays)
     labels = _labels(source.labels, given)
     wanted = reference.answers(given, samples, progress)

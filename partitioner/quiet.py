@@ -45,7 +45,8 @@ def held() -> Iterator[None]:
         for number in shown:
             os.dup2(printed.fileno(), number)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
                 yield
         except SluiceError:
             raise

@@ -24,6 +24,8 @@ class PartitionSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    task: Literal["auto", "classification", "tensors"] = "auto"
+    """What the model does; `auto` takes outputs that are all (batch, classes), softmax or logits, for classification."""
     exits: str | tuple[str, ...] = AUTO
     """`auto`: the model's own early exits or, if it has none, new ones at chosen places; `none`; or names: of the
     model's own early exits, of split points where one is to be attached and trained, `input` for one at the input."""

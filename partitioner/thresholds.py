@@ -19,7 +19,7 @@ LEVELS = 256
 """Most levels of a path."""
 STEPS = 128
 """Steps take a share of 1 / `STEPS` of all samples at least."""
-TRUST = 0.5
+TRUST = 0.25
 """How much what happened to a sample counts; the rest is what the model of harm says of its confidence."""
 DIGITS = 12
 """Decimals of a confidence that tell: a device, which works it out one by one, may differ in the 15th."""
@@ -57,9 +57,9 @@ def greedy_path(confidence: Sequence[Floats], harm: Sequence[Flags], cost: Seque
     Each step lowers one threshold as far as adds the least harm for what it saves: the steepest descent on the lower
     convex hull of harm over cost, so that each stop is near the best for some price of harm. Steps that add no harm
     come first; large steps are divided, so that harm rises little by little. Harm of few samples is noise: a sample
-    counts half by what happened to it and half by what a logistic curve says of its confidence (Platt,
-    "Probabilistic Outputs for Support Vector Machines", 1999). An exit that is no cheaper than what
-    follows stays closed.
+    counts for a quarter by what happened to it, else by what a logistic curve says of its confidence (Platt,
+    "Probabilistic Outputs for Support Vector Machines", 1999). An exit that is no cheaper than what follows stays
+    closed.
 
     Thresholds lie halfway between two observed confidences (samples of an int8 exit often tie), and above 0, so that a
     sample with confidence 0 (its logits are no numbers) is never answered early.
@@ -173,8 +173,7 @@ def _harm_by_confidence(sure: Floats, harm: Flags) -> Floats:
         a, b = a - share * step_a, b - share * step_b
         if abs(share * step_a) + abs(share * step_b) < TINY:
             break
-    chance = expit(a + b * doubt)
-    return chance
+    return np.asarray(expit(a + b * doubt))
 
 
 def _between(seen: Floats, lowest: float) -> float:

@@ -38,6 +38,7 @@ class PartitionSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    task: Literal["auto", "classification", "tensors"] = "auto"
     exits: Literal["auto", "none"] | list[str] = "auto"
     head: str = Field(default="auto", max_length=40)
     train_exits: Literal["frozen", "joint"] = "frozen"

@@ -62,7 +62,7 @@ def test_the_promise_holds_in_resampling(epsilon: float, delta: float, n: int) -
     """Of many calibrations, path and all, at most a share δ may choose thresholds whose true risk is above ε."""
     data = pool(1)
     random = np.random.default_rng(2)
-    rounds, violated, early = 300, 0, 0
+    rounds, violated, early = 200, 0, 0
     for _ in range(rounds):
         drawn = random.integers(0, POOL, n)
         parts = split_parts(n, None, int(random.integers(1 << 30)), train=False)

@@ -62,7 +62,7 @@ def test_the_path_saves_nearly_what_the_best_thresholds_save() -> None:
     path = greedy_path(*samples(400, (3.0, 8.0), 1), cost)
     confidence, harm = samples(20_000, (3.0, 8.0), 2)
     figures = np.array([seen(level, confidence, harm, cost) for level in path])
-    grid = [NEVER, *np.quantile(np.concatenate(confidence), np.linspace(1, 0, 60)).tolist()]
+    grid = [NEVER, *np.quantile(np.concatenate(confidence), np.linspace(1, 0, 40)).tolist()]
     best = np.array([seen(level, confidence, harm, cost) for level in itertools.product(grid, grid)])
     for most in (0.02, 0.05):
         saved = 10 - figures[figures[:, 0] <= most, 1].min()
