@@ -123,9 +123,11 @@ def _frozen(model: keras.Model) -> tf.Module:
 
 
 def _batches(samples: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """All of one size, the last overlapping: the converter resizes one input after the other, and fails in between."""
     n = len(next(iter(samples.values())))
-    for i in range(0, n, CALIBRATION_BATCH):
-        yield {name: array[i : i + CALIBRATION_BATCH] for name, array in samples.items()}
+    size = min(n, CALIBRATION_BATCH)
+    for i in [*range(0, n - size, size), n - size]:
+        yield {name: array[i : i + size] for name, array in samples.items()}
 
 
 def _in_float(file: File, answers: Iterable[str]) -> set[str]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 COSTS = ("harm", "latency_us", "bytes", "device_us")
 """What a candidate costs, by column: share harmed, and means over all samples."""
+DIGITS = 7
+"""Decimals of a cost that tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,8 @@ def costs_of(
     latency = np.where(again, expected.edge[level, edge] + expected.fog[level, fog], expected.straight[level, edge])
     loss = expected.loss[level, edge] + np.where(again, expected.loss[level, fog], 0.0)
     harm = np.minimum(1.0, levels.harm[level] + loss)
-    return np.stack([harm, latency, expected.bytes[level, edge], expected.device[level, edge]], axis=1)
+    costs = np.stack([harm, latency, expected.bytes[level, edge], expected.device[level, edge]], axis=1)
+    return costs.round(DIGITS)  # equals are to be equal
 
 
 def _loss(scene: Scene, line: Line, levels: Levels, codec: str, after: Floats) -> Floats:

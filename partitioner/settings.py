@@ -25,7 +25,7 @@ class PartitionSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: Literal["auto", "classification", "tensors"] = "auto"
-    """What the model does; `auto` takes outputs that are all (batch, classes), softmax or logits, for classification."""
+    """What the model does; `auto`: classification if all outputs are (batch, classes), softmax or logits."""
     exits: str | tuple[str, ...] = AUTO
     """`auto`: the model's own early exits or, if it has none, new ones at chosen places; `none`; or names: of the
     model's own early exits, of split points where one is to be attached and trained, `input` for one at the input."""
