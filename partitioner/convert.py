@@ -34,6 +34,12 @@ and fill up with zeros. Measured on x86-64 with AVX-512: 1 channel 6 times, 3 ch
 LARGE_HEAD = 1_000_000
 """Weights from which on the last operation of an exit is quantised as well: then its 4 bytes a weight cost more than
 the resolution of its logits is worth."""
+PREPROCESSING = (
+    *("CAST", "ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "PAD", "RESHAPE"),
+    *("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"),
+)
+"""Operations that stay in float as long as they read nothing else but inputs: each channel of a sensor may have a size
+of its own until it is normalised."""
 WEIGHTLESS = ("RESHAPE", "SQUEEZE", "LOGISTIC", "SOFTMAX", "TANH", "RELU")
 """Operations at the end of an answer whose own input decides how fine it is."""
 CALIBRATION_BATCH = 16
@@ -131,12 +137,15 @@ def _batches(samples: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
 
 
 def _in_float(file: File, answers: Iterable[str]) -> set[str]:
-    """Names of the operations that stay in float under int8: those that make the answers, and `FEW_CHANNELS`."""
-    kept = {
-        operation
-        for operation in file.operations
-        if operation.name == "CONV_2D" and file.shape(operation.inputs[1])[3] < FEW_CHANNELS
-    }
+    """Names of the operations that stay in float under int8: preprocessing, what makes the answers, `FEW_CHANNELS`."""
+    kept = set()
+    early = set(file.inputs.values())
+    for operation in file.operations:
+        if operation.name in PREPROCESSING and early.issuperset(file.variable(operation)):
+            kept.add(operation)
+            early |= set(operation.outputs)
+        if operation.name == "CONV_2D" and file.shape(operation.inputs[1])[3] < FEW_CHANNELS:
+            kept.add(operation)
     for name in answers:
         last = file.maker(file.outputs[name])
         while last is not None and file.weights(last) < LARGE_HEAD:

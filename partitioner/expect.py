@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.thresholds import exits_of
+from partitioner.thresholds import exits_of, expected_harm
 from sluice.wire.names import TIERS, Tier
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """L settings of the thresholds of K early exits: `answered` (L, n) exit that answers, `harm` (L,) share harmed,
-    `going_on` (L, K + 2) share of samples that is still not answered once so many exits are passed."""
+    """L settings of the thresholds of K early exits: `answered` (L, n) exit that answers, `harm` (L,) share of samples
+    that is expected to be harmed, `going_on` (L, K + 2) share without an answer yet once so many exits are passed."""
 
     thresholds: Sequence[tuple[float, ...]]
     answered: NDArray[np.int64]
@@ -92,7 +92,8 @@ def levels_of(scene: Scene, exits: Sequence[int], thresholds: Sequence[tuple[flo
     harm = np.stack([*(scene.harm[k] for k in exits), scene.harm[-1]])
     n = harm.shape[1]
     answered = np.stack([exits_of(confidence, level, n) for level in thresholds])
-    harmed = harm[answered, np.arange(n)]
+    sure = [np.nan_to_num(one, nan=0.0) for one in confidence]
+    harmed = expected_harm(sure, harm)[answered, np.arange(n)]
     going_on = np.stack([(answered >= passed).mean(axis=1) for passed in range(len(exits) + 2)], axis=1)
     return Levels(thresholds, answered, harmed.mean(axis=1), going_on)
 

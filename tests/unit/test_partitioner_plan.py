@@ -14,7 +14,7 @@ from partitioner import search
 from partitioner.link import Link, parse_link
 from partitioner.pareto import front, thin
 from partitioner.plan import OBJECTIVES, Choice, EarlyExit, Point, Scene, Wish, figures, plan
-from partitioner.thresholds import NEVER
+from partitioner.thresholds import NEVER, expected_harm
 from partitioner.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, describe, front_rows, kind
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import TIERS, Tier
@@ -98,6 +98,7 @@ def walk(
     """[harm, latency µs, bytes, device µs], sample by sample; None if the codec cannot cross where it has to."""
     n = len(made.harm[-1])
     harmed, total = 0.0, np.zeros(3)
+    harm = expected_harm(made.confidence, made.harm)
     crossings: dict[tuple[int, int], list[int]] = {}
     for sample in range(n):
         tier: Tier = "edge"
@@ -128,7 +129,7 @@ def walk(
             if k is not None and made.confidence[k][sample] >= thresholds[k]:
                 answer = k
                 break
-        harmed += made.harm[answer][sample]
+        harmed += harm[answer][sample]
         if tier != "edge":
             spent += 1e6 * made.uplink.time_s(made.answer_bytes)
         elif made.results_sent:
@@ -159,11 +160,11 @@ def everything(made: Scene, wish: Wish) -> NDArray[np.float64]:
     return np.array(costs)
 
 
-def allowed_share(wish: Wish, n: int) -> float:
+def allowed_share(wish: Wish) -> float:
     """The largest share of harmed samples that the plan may hope with, by trying."""
     enough = max(k for k in range(wish.n_certify) if binom.cdf(k, wish.n_certify, wish.epsilon) <= wish.delta)
-    harmed = np.linspace(0, n, 10_001)
-    return float(harmed[binom.cdf(enough, wish.n_certify, (harmed + 0.5) / (n + 1)) >= 0.5].max()) / n
+    shares = np.linspace(0, 1, 100_001)
+    return float(shares[binom.cdf(enough, wish.n_certify, shares) >= 0.5].max())
 
 
 def columns(choice: Choice) -> list[float]:
@@ -201,16 +202,18 @@ def test_no_candidate_beats_the_plan(
         made = uneven(replace(made, uplink=links[0], backhaul=links[1]), seed=8)
     wish = replace(WISH, epsilon=0.2, codecs=codecs)
     costs = everything(made, wish)
-    within = costs[costs[:, 0] <= allowed_share(wish, 24) + 1e-9]
+    within = costs[costs[:, 0] <= allowed_share(wish) + 1e-5]
     done = plan(made, wish)
     for objective, column in OBJECTIVES.items():
         others = [c for c in OBJECTIVES.values() if c != column]
         least = within[np.lexsort([*(within[:, c].round(6) for c in others[::-1]), within[:, column].round(6)])[0]]
         assert columns(done.by_objective[objective])[1:] == pytest.approx(least[1:])
     found, _ = search.search(made, search.exit_sets(made, wish), search.limits_of(made, wish), made.uplink)
-    undominated = {tuple(row) for row in costs[front(costs.round(6))].round(4)}
-    assert {tuple(row) for row in found.costs.round(4)} == undominated
-    assert {tuple(np.round(columns(choice), 4)) for choice in done.pareto} <= undominated
+    undominated = costs[front(costs.round(6))]
+    shown = np.array([columns(choice) for choice in done.pareto])
+    assert len(found.costs) == len(undominated)
+    for rows, among in ((found.costs, undominated), (undominated, found.costs), (shown, undominated)):
+        assert np.abs(rows[:, None] - among).max(axis=2).min(axis=1).max() < 1e-5
 
 
 def test_figures_are_what_every_sample_simulated_gives() -> None:
@@ -229,7 +232,7 @@ def test_figures_are_what_every_sample_simulated_gives() -> None:
         choice = replace(choice, edge_end=points[ends[0]], fog_end=points[ends[1]])
         choice = replace(choice, figures=figures(made, choice))
         walked = walk(made, segments, placement, dict(enumerate(level)), codec)
-        assert columns(choice) == pytest.approx(walked) if walked else np.isinf(choice.figures.latency_ms)
+        assert columns(choice) == pytest.approx(walked, abs=1e-6) if walked else np.isinf(choice.figures.latency_ms)
         trunk = [placement[i] for i, (step, _, _) in enumerate(segments) if step is not None]
         assert [choice.tier_at(point) for point in range(1, 6)] == trunk
 
@@ -332,15 +335,21 @@ def test_too_few_samples_to_certify_mean_no_early_exit_and_no_loss() -> None:
     for choice in few.by_objective.values():
         assert choice.exits == ()
         assert choice.codec == "raw"
+    kept = plan(made, replace(WISH, n_certify=20, compulsory=(0, 1))).best
+    assert kept.exits == (0, 1)
+    assert kept.figures.exit_share == (0, 0, 1)
     assert plan(made, WISH).no_promise == ""
 
 
-def test_a_handful_of_samples_without_harm_proves_nothing() -> None:
-    """20 samples of which none is harmed may well come from a model that harms one in 40."""
-    made = replace(scene(n=20), harm=[np.zeros(20, bool)] * 3)
-    done = plan(made, replace(WISH, epsilon=0.01))
-    assert "20 samples to plan with" in done.no_promise
-    assert done.best.exits == ()
+def test_a_handful_of_samples_without_harm_proves_little() -> None:
+    """Of the same kind of samples, none of them harmed, 20 let fewer answer early than 2000 do."""
+    shares = []
+    for n in (20, 2000):
+        made = scene(n=n, at=(1,))
+        made = replace(made, harm=[np.zeros(n, bool)] * 2)
+        done = plan(made, replace(WISH, epsilon=0.01, edge_points=["end"], compulsory=(0,)))
+        shares.append(done.best.figures.exit_share[0])
+    assert shares[0] < 0.9 < shares[1]
 
 
 def test_a_codec_that_harms_too_much_is_not_chosen() -> None:
@@ -359,14 +368,16 @@ def test_a_loss_counts_only_for_those_that_cross() -> None:
     made = scene(points=3, at=(1,), n=100)
     half = np.arange(100) < 50
     flips = np.arange(100) % 10 == 0
-    points = [replace(p, loss={"coarse": flips}) for p in made.points]
-    made = replace(made, points=points, confidence=[half.astype(float)], harm=[np.zeros(100, bool)] * 2)
+    made = replace(made, confidence=[half.astype(float)], harm=[np.zeros(100, bool)] * 2)
     wish = replace(WISH, codecs=("coarse",), thresholds=(0.5,), edge_points=["p1"], epsilon=0.2)
-    done = plan(made, wish)
-    assert done.best.figures.exit_share == (0.5, 0.5)
-    assert done.best.figures.agreement == pytest.approx(0.95)
-    told = [replace(p, loss={"coarse": 0.1}) for p in points]
-    assert plan(replace(made, points=told), wish).best.figures.agreement == pytest.approx(0.9)
+    kept = []
+    for loss in (0.0, flips, 0.1):
+        points = [replace(p, loss={"coarse": loss}) for p in made.points]
+        best = plan(replace(made, points=points), wish).best
+        assert best.figures.exit_share == (0.5, 0.5)
+        kept.append(best.figures.agreement)
+    assert kept[0] - kept[1] == pytest.approx(0.05)
+    assert kept[0] - kept[2] == pytest.approx(0.1)
 
 
 def test_what_is_fixed_stays_fixed() -> None:
