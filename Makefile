@@ -10,7 +10,8 @@ demo: $(VENV)/demo
 	$(BIN)/sluice demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/integration tests/e2e
 
 test-models: $(VENV)/dev
 	$(BIN)/python -m pytest tests/models
@@ -22,7 +23,7 @@ lint: $(VENV)/dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/dev
 	$(BIN)/python -m bench

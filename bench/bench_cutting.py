@@ -50,7 +50,7 @@ NETS: list[tuple[str, Any, tuple[str, str]]] = [
 def run_all(segments: list[RunningSegment], tensors: Any) -> Any:
     """Through all segments; returns the last one's outputs."""
     for segment in segments:
-        tensors = segment.run(tensors)
+        tensors = segment.run(tensors, lent=True)
     return tensors
 
 

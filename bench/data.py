@@ -47,11 +47,11 @@ def mnist() -> tuple[Images, Labels, Images, Labels]:
 
     LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 86, 1998.
     """
-    parts = []
+    images, labels = [], []
     for part in ("train", "t10k"):
-        parts.append(_idx("mnist", f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28))
-        parts.append(_idx("mnist", f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64))
-    return parts[0], parts[1], parts[2], parts[3]
+        images.append(_idx("mnist", f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28))
+        labels.append(_idx("mnist", f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64))
+    return images[0], labels[0], images[1], labels[1]
 
 
 def har() -> Har:

@@ -116,7 +116,7 @@ def partition(
     arrays = read_npz(data)
     signer = (lambda content: signing.sign(signing.load_or_make_key(key), content)) if key else None
     source = Source(name or model.stem, version, label_names(arrays) or None)
-    with Progress(console=quiet.console(), transient=True) as bar:
+    with quiet.console() as console, Progress(console=console, transient=True) as bar:
         task = bar.add_task("loading the model", total=None)
         result = make(
             from_file(model),

@@ -48,7 +48,7 @@ def crosscheck(folder: Path) -> Crosschecked:
         return Crosschecked((here,), f"{other} could not be asked: {error}")
     if done.returncode == WHOLE:
         return Crosschecked((here, other))
-    said = (done.stdout.splitlines() or ["it stopped without a word"])[-1]
+    said = (done.stdout.splitlines() or done.stderr.splitlines() or ["it stopped without a word"])[-1]
     if done.returncode == UNUSABLE:
         return Crosschecked((here,), f"{other} does not work here: {said}")
     if done.returncode < 0:

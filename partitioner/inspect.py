@@ -47,17 +47,15 @@ def check_bundle(folder: Path, public_keys: Iterable[str] | None) -> Checked:
 
 def tables(manifest: Manifest) -> list[Table]:
     """Segments and operating points as tables."""
-    segments = Table("segment", "ends at", "exit", "as", "MACs", "size", "µs", "reads", "makes", "passes on")
-    segments.title = "segments (µs: one sample on the machine that partitioned)"
+    segments = Table("ends at", "as", "MACs", "bytes", "µs", "reads", "makes", "passes on")
+    segments.title = "segments (µs: one sample, on the machine that partitioned)"
     for one in manifest.segments:
         segments.add_row(
-            str(one.index),
-            one.name,
-            one.exit.name if one.exit else "",
+            one.name if one.exit is None else f"exit {one.exit.name}",
             one.quantize,
             f"{one.macs:,}",
-            f"{one.file.size:,} B",
-            f"{one.reference_us:.4g}" if one.reference_us else "",
+            f"{one.file.size:,}",
+            f"{one.reference_us:.3g}" if one.reference_us else "",
             _tensors(one.inputs),
             _tensors(one.outputs),
             ", ".join(one.passes),
@@ -87,7 +85,7 @@ def _promise(certificate: Certificate) -> str:
 
 
 def _tensors(specs: Iterable[TensorSpec]) -> str:
-    return ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs)
+    return ", ".join(f"{spec.name} {spec.dtype} {'×'.join(map(str, spec.shape))}" for spec in specs)
 
 
 def _figures(value: float | list[float] | None) -> str:

@@ -138,7 +138,7 @@ def _npz(spec: Segment, tensors: Arrays, made: Arrays) -> bytes:
     arrays = {f"in.{tensor.name}": tensors[tensor.name] for tensor in spec.inputs}
     arrays |= {f"out.{name}": array for name, array in made.items()}
     file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **arrays)
+    np.savez_compressed(file, **arrays)
     return file.getvalue()
 
 

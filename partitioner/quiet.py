@@ -60,8 +60,10 @@ def held() -> Iterator[None]:
                 os.close(descriptor)
 
 
-def console() -> Console:
+@contextlib.contextmanager
+def console() -> Iterator[Console]:
     """A console on stderr for progress bars, which `held` does not hold back."""
     from rich.console import Console
 
-    return Console(file=os.fdopen(os.dup(2), "w"))
+    with os.fdopen(os.dup(2), "w") as stderr:
+        yield Console(file=stderr)

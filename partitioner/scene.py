@@ -160,9 +160,7 @@ def measure(
     return Measured(scene, tuple(points), specs)
 
 
-def candidate_points(
-    anatomy: Anatomy, every: Sequence[SplitPoint], settings: PartitionSettings
-) -> list[SplitPoint]:
+def candidate_points(anatomy: Anatomy, every: Sequence[SplitPoint], settings: PartitionSettings) -> list[SplitPoint]:
     """Where a tier may end: the raw input, block ends, where early exits hang, what the user named.
 
     Of more than `MOST_POINTS` block ends those are taken that the fewest bytes cross. Raises `PermanentError` for a

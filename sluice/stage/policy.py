@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from sluice.wire.manifest import ExitPolicy
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Logits = NDArray[Any]
+"""(n, classes) float32, as segments give them."""
 
 PLAIN_CLASSES = 64
 """Up to so many classes plain Python is faster for a single sample than NumPy."""
@@ -39,7 +42,8 @@ class Measure:
 def _max_prob(powers: Doubles, total: Doubles) -> Doubles:
     """Probability of the most likely class."""
     del powers
-    return 1.0 / total
+    result: Doubles = 1.0 / total
+    return result
 
 
 def _max_prob_1(powers: list[float], total: float) -> float:
@@ -50,7 +54,8 @@ def _max_prob_1(powers: list[float], total: float) -> float:
 def _margin(powers: Doubles, total: Doubles) -> Doubles:
     """Probability of the most likely class less that of the second."""
     second: Doubles = np.partition(powers, powers.shape[1] - 2, axis=1)[:, -2]
-    return (1.0 - second) / total
+    margin: Doubles = (1.0 - second) / total
+    return margin
 
 
 def _margin_1(powers: list[float], total: float) -> float:
@@ -60,7 +65,8 @@ def _margin_1(powers: list[float], total: float) -> float:
 def _entropy(powers: Doubles, total: Doubles) -> Doubles:
     """1 less the entropy over its maximum ln(classes), so that larger is surer here as well."""
     logs = np.log(powers, out=np.zeros_like(powers), where=powers > 0)
-    return 1.0 - (np.log(total) - (powers * logs).sum(axis=1) / total) / math.log(powers.shape[1])
+    certainty: Doubles = 1.0 - (np.log(total) - (powers * logs).sum(axis=1) / total) / math.log(powers.shape[1])
+    return certainty
 
 
 def _entropy_1(powers: list[float], total: float) -> float:
@@ -75,7 +81,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def probabilities(logits: Floats, temperature: float) -> Floats:
+def probabilities(logits: Logits, temperature: float) -> Floats:
     """Softmax of `logits` (n, classes) float32 divided by `temperature`, worked out in float64, as float32.
 
     Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
@@ -93,7 +99,7 @@ def probabilities(logits: Floats, temperature: float) -> Floats:
     return scaled.astype(np.float32)
 
 
-def gate(measure: str, logits: Floats, temperature: float) -> tuple[NDArray[np.int64], Doubles]:
+def gate(measure: str, logits: Logits, temperature: float) -> tuple[NDArray[np.int64], Doubles]:
     """Labels (n,) int64 and confidence (n,) float64 in 0..1 (larger is surer) of `logits` (n, classes) float32.
 
     The label is the first class with the largest logit. A sample with a logit that is NaN, or whose largest is
@@ -114,7 +120,7 @@ def gate(measure: str, logits: Floats, temperature: float) -> tuple[NDArray[np.i
     return np.where(np.isnan(total), 0, labels), np.fmin(np.fmax(confidence, 0.0), 1.0)
 
 
-def decide(policy: ExitPolicy, logits: Floats, *, last: bool = False) -> tuple[list[int], list[float], list[bool]]:
+def decide(policy: ExitPolicy, logits: Logits, *, last: bool = False) -> tuple[list[int], list[float], list[bool]]:
     """What an exit thinks of each of `logits` (n, classes) float32: labels, confidence, and whether it answers.
 
     The last exit always answers.
@@ -133,10 +139,9 @@ def passes(policy: ExitPolicy, confidence: Doubles) -> NDArray[np.bool_]:
     return result
 
 
-def _is_single(logits: Floats) -> bool:
+def _is_single(logits: Logits) -> bool:
     """Whether plain Python is the faster way."""
-    n, classes = logits.shape
-    return n == 1 and classes <= PLAIN_CLASSES
+    return len(logits) == 1 and logits.size <= PLAIN_CLASSES
 
 
 def _powers(logits: list[float], temperature: float) -> list[float]:

@@ -11,7 +11,7 @@ import io
 import platform
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 
 from sluice.wire import bundle as bundles
 from sluice.wire.errors import PermanentError
-from sluice.wire.manifest import Manifest, Segment, TensorSpec
+from sluice.wire.manifest import Manifest, Segment
 
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
+
+LENT_BYTES = 50_000
+"""From this size on lending a tensor is faster than copying it."""
 
 
 def runtime() -> tuple[str, type]:
@@ -54,25 +57,28 @@ def profile() -> dict[str, str]:
 class _Interpreter:
     """One interpreter at one batch size, its tensors addressed by their names in the signature.
 
-    `inputs`: (name, index, (batch, *shape), dtype) of each; `outputs`: (name, index). What a run needs is looked up
-    here once, because a small segment takes no longer than a few lines of Python.
+    `inputs`: (name, index, (batch, *shape), dtype) of each; `small`: (name, index) and `large`: (name, index, view) of
+    the outputs, where `view` gives the runtime's own memory. What a run needs is looked up here once, because a small
+    segment takes no longer than a few lines of Python.
     """
 
-    def __init__(self, content: bytes, batch: int, specs: Iterable[TensorSpec], threads: int) -> None:
+    def __init__(self, content: bytes, batch: int, spec: Segment, threads: int) -> None:
         _, interpreter_class = runtime()
         self.core: Any = interpreter_class(model_content=content, num_threads=threads)
         runner = self.core.get_signature_runner()
         inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
-        outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
+        self.outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
         del runner  # the interpreter refuses to work while anyone else refers to its core
-        known = {spec.name: spec for spec in specs}
+        known = {tensor.name: tensor for tensor in spec.inputs}
         if known.keys() != inputs.keys():
             raise PermanentError(f"segment reads {sorted(inputs)}, its manifest says {sorted(known)}")
         for name, index in inputs.items():
             self.core.resize_tensor_input(index, (batch, *known[name].shape), strict=False)
         self.core.allocate_tensors()
         self.inputs = [(n, i, (batch, *known[n].shape), np.dtype(known[n].dtype)) for n, i in inputs.items()]
-        self.outputs = list(outputs.items())
+        large = {tensor.name for tensor in spec.outputs if tensor.nbytes * batch >= LENT_BYTES}
+        self.small = [(name, index) for name, index in self.outputs.items() if name not in large]
+        self.large = [(name, i, self.core.tensor(i)) for name, i in self.outputs.items() if name in large]
         self.set, self.invoke, self.get = self.core.set_tensor, self.core.invoke, self.core.get_tensor
 
 
@@ -85,36 +91,42 @@ class RunningSegment:
         self._threads = threads
         self._by_batch: dict[int, _Interpreter] = {}
         self._last = self._at(1)
-        made = {name for name, _ in self._last.outputs}
-        if missing := ({output.name for output in spec.outputs} | spec.logits) - made:
+        if missing := ({output.name for output in spec.outputs} | spec.logits) - self._last.outputs.keys():
             raise PermanentError(f"segment {spec.index} does not make {sorted(missing)}")
 
     def _at(self, batch: int) -> _Interpreter:
         found = self._by_batch.get(batch)
         if found is None:
-            found = _Interpreter(self._content, batch, self.spec.inputs, self._threads)
-            self._by_batch[batch] = found
+            found = self._by_batch[batch] = _Interpreter(self._content, batch, self.spec, self._threads)
         return found
 
-    def run(self, tensors: Mapping[str, Array]) -> Arrays:
+    def run(self, tensors: Mapping[str, Array], *, lent: bool = False) -> Arrays:
         """All outputs, each (n, *shape), for inputs (n, *shape) of the dtypes of the spec.
 
-        Other tensors in `tensors` are left alone; what is returned is the caller's own. Raises `PermanentError` for a
-        wrong shape or dtype: the runtime itself would take it without complaint.
+        Other tensors in `tensors` are left alone. What is returned is the caller's own; with `lent`, large tensors are
+        the runtime's own memory, for a caller that is through with them before the next run: the runtime raises
+        `RuntimeError` then if one is still there. Raises `PermanentError` for a wrong shape or dtype: the runtime
+        itself would take it without complaint.
         """
         last = self._last
         for name, index, shape, dtype in last.inputs:
             array = tensors[name]
             if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
-                break
+                return self._resized(tensors, lent)
             last.set(index, array)
-        else:
-            last.invoke()
-            get = last.get
-            return {name: get(index) for name, index in last.outputs}
-        return self._resized(tensors)
+        return self._made(last, lent)
 
-    def _resized(self, tensors: Mapping[str, Array]) -> Arrays:
+    def _made(self, interpreter: _Interpreter, lent: bool) -> Arrays:
+        """Run with the inputs that are set."""
+        interpreter.invoke()
+        get, made = interpreter.get, {}
+        for name, index in interpreter.small:
+            made[name] = get(index)
+        for name, index, view in interpreter.large:
+            made[name] = view() if lent else get(index)
+        return made
+
+    def _resized(self, tensors: Mapping[str, Array], lent: bool) -> Arrays:
         """Run what does not fit the interpreter that ran last; the one that it fits is then at hand."""
         n = len(tensors[self.spec.inputs[0].name])
         batch = 1 if n <= 1 else 1 << (n - 1).bit_length()
@@ -128,9 +140,8 @@ class RunningSegment:
                 padded[:n] = array
                 array = padded
             interpreter.set(index, array)
-        interpreter.invoke()
         self._last = interpreter
-        return {name: interpreter.get(index)[:n] for name, index in interpreter.outputs}
+        return {name: array[:n] for name, array in self._made(interpreter, lent).items()}
 
     def _unfit(self, name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> PermanentError:
         return PermanentError(

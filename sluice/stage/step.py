@@ -147,7 +147,7 @@ def step(stage: Stage, works: Sequence[Work]) -> list[Outcome]:
     tensors = {spec.name: _together([work.tensors[spec.name] for work in works]) for spec in route.into(start)}
     for index in range(start, route.share.stop):
         leg = route.legs[index]
-        made = stage.segments[index - stage.first].run(tensors)
+        made = stage.segments[index - stage.first].run(tensors, lent=True)
         if leg.policy is not None:
             logits = made[leg.logits]
             labels, sure, answers = decide(leg.policy, logits, last=index == end)

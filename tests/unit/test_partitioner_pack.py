@@ -145,14 +145,18 @@ def test_the_other_runtime_is_asked_where_it_is(
     }
     for (code, said), skipped in answers.items():
         monkeypatch.setattr(
-            room.subprocess, "run", lambda *_, code=code, said=said, **__: SimpleNamespace(returncode=code, stdout=said)
+            room.subprocess,
+            "run",
+            lambda *_, code=code, said=said, **__: SimpleNamespace(returncode=code, stdout=said, stderr=""),
         )
         told.clear()
         pack(tmp_path / f"b{code}", parts, warn=told.append)
         assert told == ([skipped] if skipped else [])
     for code, said in ((2, "segment 1 fails its golden samples"), (-11, "it crashed with signal 11")):
         monkeypatch.setattr(
-            room.subprocess, "run", lambda *_, code=code, said=said, **__: SimpleNamespace(returncode=code, stdout=said)
+            room.subprocess,
+            "run",
+            lambda *_, code=code, said=said, **__: SimpleNamespace(returncode=code, stdout=said, stderr=""),
         )
         with pytest.raises(PermanentError, match=f"the segments do not run on tflite-runtime 2.14.0: {said}"):
             pack(tmp_path / "c", parts)
@@ -217,6 +221,6 @@ def test_tables_tell_what_a_bundle_is_made_of_and_for_whom_it_promises(bundle: P
         for table in tables(open_bundle(bundle).manifest):
             console.print(table)
     shown = capture.get()
-    for word in ("first", "float32", "µs", "h0 float32[4, 4, 4]"):
+    for word in ("exit first", "float32", "µs", "h0 float32 4×4×4"):
         assert word in shown
     assert "≤ 2.00% unlike the full model, 95% sure, n = 300 of 12 groups, for new groups" in shown

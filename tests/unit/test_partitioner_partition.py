@@ -132,7 +132,7 @@ def test_a_model_that_does_not_classify_is_cut_and_gives_its_results(tmp_path: P
     stages = [
         Stage(tier, "0" * 64, manifest, share.start, load_segments(tmp_path / "b", manifest, share))
         for tier in ("edge", "fog", "cloud")
-        if (share := share_of(point, tier))  # type: ignore[arg-type]
+        if (share := share_of(point, tier))
     ]
     from sluice.stage.step import unpack
 

@@ -335,7 +335,8 @@ def test_too_few_samples_to_certify_mean_no_early_exit_and_no_loss() -> None:
     for choice in few.by_objective.values():
         assert choice.exits == ()
         assert choice.codec == "raw"
-    kept = plan(made, replace(WISH, n_certify=20, compulsory=(0, 1))).best
+    bad_end = replace(made, harm=[np.zeros(400, bool), np.zeros(400, bool), np.arange(400) % 10 == 0])
+    kept = plan(bad_end, replace(WISH, n_certify=20, compulsory=(0, 1))).best
     assert kept.exits == (0, 1)
     assert kept.figures.exit_share == (0, 0, 1)
     assert plan(made, WISH).no_promise == ""

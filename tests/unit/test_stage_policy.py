@@ -34,7 +34,7 @@ def test_confidence_is_in_0_to_1_and_probabilities_add_up(measure: str, values: 
     labels, confidence = gate(measure, values, temperature)
     p = probabilities(values, temperature)
     assert (labels.shape, confidence.shape, p.shape) == ((len(values),), (len(values),), values.shape)
-    assert (labels.dtype, confidence.dtype, p.dtype) == (np.int64, np.float64, np.float32)
+    assert (str(labels.dtype), str(confidence.dtype), str(p.dtype)) == ("int64", "float64", "float32")
     assert (confidence >= 0).all() and (confidence <= 1).all()
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
     assert (p[np.arange(len(p)), labels] == p.max(axis=1)).all()

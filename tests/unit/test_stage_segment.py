@@ -71,7 +71,7 @@ def test_what_is_returned_stays_as_it_is(segments: list[RunningSegment], n: int)
     """No view of the runtime's own memory, which the next run overwrites."""
     made = segments[0].run(samples(n))
     kept = {name: array.copy() for name, array in made.items()}
-    segments[0].run({"x": samples(n)["x"] + np.float32(1)})
+    segments[0].run({"x": np.ones_like(samples(n)["x"])})
     for name, array in made.items():
         np.testing.assert_array_equal(array, kept[name])
         owner = array if array.base is None else array.base

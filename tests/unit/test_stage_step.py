@@ -28,7 +28,8 @@ class Function:
 
     index: int
 
-    def run(self, tensors: Arrays) -> Arrays:
+    def run(self, tensors: Arrays, *, lent: bool = False) -> Arrays:
+        del lent
         known = ("x", "h0", "h1")[self.index]
         signal = tensors[known][:, :1].astype(np.float32)
         made: Arrays = {f"l{self.index}": np.concatenate([np.zeros_like(signal), signal], axis=1)}
@@ -262,10 +263,11 @@ class Halves:
 
     index: int
 
-    def run(self, tensors: Arrays) -> Arrays:
+    def run(self, tensors: Arrays, *, lent: bool = False) -> Arrays:
+        del lent
         if self.index == 0:
-            return {"h0": tensors["x"][:, :3] / np.float32(2)}
-        h0 = tensors["h0"]
+            return {"h0": np.divide(tensors["x"][:, :3], 2, dtype=np.float32)}
+        h0 = np.asarray(tensors["h0"], np.float32)
         return {"count": np.full((len(h0), 1), h0.shape[1], np.int32), "sum": h0.sum(axis=1, dtype=np.float32)[:, None]}
 
 
