@@ -59,8 +59,8 @@ def crosscheck(folder: Path) -> Crosschecked:
 def main(folder: Path) -> int:
     """In the process of its own: 0, or a line on stdout and one of the codes above."""
     sys.modules["ai_edge_litert"] = None  # so that it cannot be imported
-    manifest = open_bundle(folder).manifest
     try:
+        manifest = open_bundle(folder).manifest
         load_segments(folder, manifest, range(len(manifest.segments)))
     except PermanentError as error:
         print(error)

@@ -102,9 +102,11 @@ def _alternatives(measured: Measured, wish: Wish, best: Choice) -> dict[str, Cho
     for objective, name in ALTERNATIVES.items():
         one = replace(again.by_objective[objective], exits=best.exits)
         before, after = (_amount(choice, objective) for choice in (best, one))
-        same = [_where(other) for other in (best, *found.values())]
+        same = [_where(other, objective) for other in (best, *found.values())]
         idle = one.edge_end == 0 and "edge" not in one.exit_tiers  # a device that only sends
-        if objective != wish.objective and not idle and after < CLEARLY * before and _where(one) not in same:
+        if objective == wish.objective or idle or _where(one, objective) in same:
+            continue
+        if after < CLEARLY * before:
             found[name] = one
     return found
 
@@ -114,8 +116,10 @@ def _amount(choice: Choice, objective: str) -> float:
     return {"latency": figures.latency_ms, "bytes": figures.bytes, "device-compute": figures.device_us}[objective]
 
 
-def _where(choice: Choice) -> tuple[object, ...]:
-    return choice.edge_end, choice.fog_end, choice.exit_tiers, choice.codec
+def _where(choice: Choice, objective: str) -> tuple[object, ...]:
+    """What makes a choice another operating point: not another codec alone, where it is for the device's sake."""
+    where = (choice.edge_end, choice.fog_end, choice.exit_tiers)
+    return where if objective == "device-compute" else (*where, choice.codec)
 
 
 def settle(found: Anatomy, points: Sequence[SplitPoint], settings: PartitionSettings) -> dict[str, Any]:

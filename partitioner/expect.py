@@ -71,6 +71,7 @@ class Expected:
 
 def line_of(scene: Scene, exits: Sequence[int]) -> Line:
     """The stations when the early exits `exits` are kept."""
+    gate = {tier: scene.codec_scale.get(tier, 1.0) * scene.handling.gate for tier in TIERS}
     point, passed = [0], [0]
     us: dict[Tier, list[float]] = {tier: [0.0] for tier in TIERS}
     for index in range(len(scene.points)):
@@ -80,9 +81,11 @@ def line_of(scene: Scene, exits: Sequence[int]) -> Line:
             passed.append(passed[-1] + (number < len(here)))
             for tier in TIERS:
                 trunk = scene.trunk_us[tier][index - 1] if index and number == 0 else 0.0
-                head = scene.exits[here[number]].head_us[tier] if here else 0.0
+                head = scene.exits[here[number]].head_us[tier] + gate[tier] if here else 0.0
                 us[tier].append(trunk + head)
     passed[-1] += 1
+    for tier in TIERS:
+        us[tier][-1] += gate[tier]
     return Line(np.array(point), np.array(passed), {tier: np.array(spent) for tier, spent in us.items()})
 
 
@@ -108,21 +111,23 @@ def expect(scene: Scene, line: Line, levels: Levels, codec: str, uplink: Link) -
     message = scene.header_bytes + np.array([*(p.bytes.get(codec, 0.0) for p in inside), 0.0])
     packing = np.array([*(p.encode_us.get(codec, 0.0) for p in inside), 0.0])
     unpacking = np.array([*(p.decode_us.get(codec, 0.0) for p in inside), 0.0])
-    slow = {tier: scene.codec_scale.get(tier, 1.0) for tier in TIERS}
+    slow, own = {tier: scene.codec_scale.get(tier, 1.0) for tier in TIERS}, scene.handling
+    at_edge = slow["edge"] * (own.pack + own.step * (np.arange(len(points)) > 0))
+    above = {tier: slow[tier] * (own.unpack + own.step + own.pack) for tier in TIERS}
 
     up, back = 1e6 * uplink.time_s(message), 1e6 * scene.backhaul.time_s(message)
-    down = 1e6 * uplink.time_s(scene.answer_bytes)
+    down = 1e6 * uplink.time_s(scene.answer_bytes) + slow["edge"] * own.unpack
     down_back = 1e6 * scene.backhaul.time_s(scene.answer_bytes)
-    into_fog = slow["edge"] * packing + up + slow["fog"] * unpacking + down
-    into_cloud = slow["fog"] * packing + back + slow["cloud"] * unpacking + down_back
-    straight = slow["edge"] * packing + up + back + slow["cloud"] * unpacking + down_back + down
+    into_fog = slow["edge"] * packing + up + slow["fog"] * unpacking + above["fog"] + down
+    into_cloud = slow["fog"] * packing + back + slow["cloud"] * unpacking + above["cloud"] + down_back
+    straight = slow["edge"] * packing + up + back + slow["cloud"] * unpacking + above["cloud"] + down_back + down
     cloud_after = spent["cloud"][:, -1:] - spent["cloud"]
-    device = spent["edge"] + after * slow["edge"] * packing
+    device = at_edge + spent["edge"] + after * slow["edge"] * (packing + own.unpack)
     answers = (1 - after) * scene.answer_bytes if scene.results_sent else 0.0
     return Expected(
-        edge=np.where(can, spent["edge"] - spent["fog"] + after * into_fog, np.inf),
+        edge=np.where(can, at_edge + spent["edge"] - spent["fog"] + after * into_fog, np.inf),
         fog=np.where(can, spent["fog"] + cloud_after + after * into_cloud, np.inf),
-        straight=np.where(can, spent["edge"] + cloud_after + after * straight, np.inf),
+        straight=np.where(can, at_edge + spent["edge"] + cloud_after + after * straight, np.inf),
         bytes=after * message + answers,
         device=device,
         loss=_loss(scene, line, levels, codec, after),

@@ -23,15 +23,17 @@ from partitioner.decide import DEFAULT, Decided
 from partitioner.exits import Anatomy
 from partitioner.export import Exported, export, tensor_spec
 from partitioner.parts import Parts
-from partitioner.plan import Choice, figures
+from partitioner.plan import Choice, figures, hopeful_harm
 from partitioner.samples import Arrays, Samples
-from partitioner.scene import Measured
+from partitioner.scene import LOSSLESS, Measured
 from partitioner.settings import PartitionSettings
 from partitioner.thresholds import NEVER, exits_of, from_safe_start, greedy_path
 from sluice.stage.segment import RunningSegment
 from sluice.wire.manifest import ExitPolicy, OperatingPoint, Segment, TensorSpec
 
 NO_EXIT = "no-exit"
+FITTED = 1000
+"""Most samples that int8's ranges, the scales and the coarse codec are fitted to, none of those that certify."""
 COMPARED = 256
 """Samples on which the results of a model that does not classify are compared."""
 
@@ -49,6 +51,8 @@ class Tested:
     confidence: Sequence[NDArray[np.float64]]
     """(n,) of each exit, the final one last."""
     certified: Certified | None
+    hopeless: bool = False
+    """Whether the samples that were planned on are harmed too much at the safest thresholds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class Operated:
     crossings: Sequence[Sequence[TensorSpec]]
     points: Sequence[Tested]
     warnings: tuple[str, ...]
+    lossy: str | None
+    """The default's codec, if the plan's own samples show more harm than was promised whatever the thresholds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +102,13 @@ def operate(
         for k, piece in enumerate(made.pieces[:-1]):
             if placement[k] != placement[k + 1]:
                 check_size(piece, decided.choices[name].codec)
-    fit = samples.rows(parts.temperature)
-    exported = export(made, logits_model(made), fit.inputs, settings.quantize, progress=progress)
+    seen = np.union1d(parts.temperature, parts.plan)
+    fit = samples.rows(seen[np.unique(np.linspace(0, len(seen) - 1, FITTED).astype(int))]).inputs
+    exported = export(made, logits_model(made), fit, settings.quantize, progress=progress)
     running = [one.segment for one in exported]
-    segments = with_scales([one.spec for one in exported], ranges_of(running, fit.inputs))
+    segments = with_scales([one.spec for one in exported], ranges_of(running, fit))
     if any(choice.codec == "coarse" for choice in decided.choices.values()):
-        segments = _with_coarse(segments, running, fit.inputs)
+        segments = _with_coarse(segments, running, fit)
     scaled = {t.name: t for one in segments for t in (*one.inputs, *one.outputs)}
     crossings = [tuple(scaled.get(one.name, tensor_spec(one)) for one in made.inputs)]
     crossings += [tuple(scaled[one.name] for one in piece.crossing) for piece in made.pieces[:-1]]
@@ -119,7 +126,8 @@ def operate(
         tested += tests
         if tests[0].certified is not None and tests[0].certified.reason:
             warnings.append(f"operating point {name}: {tests[0].certified.reason}")
-    return Operated(crossings[0], exported, segments, crossings, tested, tuple(warnings))
+    lossy = tested[0].point.codec if tested[0].hopeless and tested[0].point.codec not in LOSSLESS else None
+    return Operated(crossings[0], exported, segments, crossings, tested, tuple(warnings), lossy)
 
 
 def _tested(
@@ -153,18 +161,23 @@ def _tested(
     )
     groups = None if samples.groups is None else samples.groups[parts.certify]
     never = (NEVER,) * len(choice.exits)
+    hopeless = False
     if settings.thresholds is not None:
         thresholds = settings.thresholds
         certified = given_thresholds(thresholds, certifying[:-1], harm, groups=groups)
     else:
         path = greedy_path(planning[:-1], plan_harm, _costs(measured, choice, settings))
         path = from_safe_start(path, planning[:-1], plan_harm, settings.max_accuracy_loss)
+        delta = round(1 - settings.confidence, 12) / points
+        safest = exits_of(planning[:-1], path[0], len(parts.plan))
+        harmed = np.stack(plan_harm)[safest, np.arange(len(safest))].mean()
+        hopeless = bool(harmed > hopeful_harm(settings.max_accuracy_loss, delta, len(parts.certify)) >= 0)
         certified = certify(
             path,
             certifying[:-1],
             harm,
             epsilon=settings.max_accuracy_loss,
-            delta=round(1 - settings.confidence, 12) / points,
+            delta=delta,
             groups=groups,
             promise=settings.promise,
             total=len(samples),
@@ -193,7 +206,7 @@ def _tested(
             else None,
             expected=seen,
         )
-        return Tested(point, replace(choice, thresholds=tuple(levels)), passages[2], certifying, verdict)
+        return Tested(point, replace(choice, thresholds=tuple(levels)), passages[2], certifying, verdict, hopeless)
 
     made = [one(name, thresholds, certified)]
     if name == DEFAULT and choice.exits:

@@ -24,7 +24,7 @@ from partitioner.operate import operate
 from partitioner.pack import check_place, pack
 from partitioner.samples import Array, Samples, fitting
 from partitioner.scene import candidate_points, measure
-from partitioner.settings import PartitionSettings
+from partitioner.settings import AUTO, PartitionSettings
 from partitioner.splits import split_points
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import check_name
@@ -81,8 +81,14 @@ def partition(
     points = candidate_points(found, every, settings)
     settle(found, points, settings)  # what does not fit is said before anything is measured
     measured = measure(found, points, *of(parts.temperature), *of(parts.plan), settings, progress)
-    decided = decide(found, measured, parts, equipped.compulsory, settings)
-    operated = operate(found, measured, decided, samples, wanted, parts, settings, progress)
+    without: frozenset[str] = frozenset()
+    while True:
+        decided = decide(found, measured, parts, equipped.compulsory, settings, without)
+        operated = operate(found, measured, decided, samples, wanted, parts, settings, progress)
+        if operated.lossy is None or settings.codec != AUTO:
+            break
+        without |= {operated.lossy}
+        warnings.append(f"codec {operated.lossy} loses more here than its samples foretold: planned again without it")
     warnings += [*decided.warnings, *operated.warnings]
     told = findings.gather(
         source, found, every, measured, decided, operated, samples, wanted, parts, settings, warnings

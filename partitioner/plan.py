@@ -23,6 +23,7 @@ from scipy.stats import beta, binom
 
 from partitioner.certify import samples_needed
 from partitioner.expect import costs_of, expect, levels_of, line_of
+from partitioner.handling import Handling
 from partitioner.link import Link
 from partitioner.pareto import thin
 from partitioner.search import Candidates, ExitSet, Limits, exit_sets, keep_within, limits_of, never, search
@@ -58,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class EarlyExit:
-    """An early exit at point number `at`; `head_us`: its head and gate on each tier."""
+    """An early exit at point number `at`; `head_us`: its head on each tier."""
 
     name: str
     at: int
@@ -86,7 +87,8 @@ class Scene:
     results_sent: bool = True
     """Whether answers given on the device go up, as messages of `answer_bytes`."""
     codec_scale: Mapping[Tier, float] = field(default_factory=dict)
-    """How many times longer than measured a tier takes to encode and decode; 1 where it is not told."""
+    """How many times longer than measured a tier takes to encode and decode, and for `handling`; 1 if not told."""
+    handling: Handling = field(default_factory=Handling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +259,16 @@ def _most_harm(wish: Wish, space: _Space) -> float:
     """The largest share of harmed samples that a certificate may be hoped for with, below 0 if there is none."""
     if wish.thresholds is not None:
         return float(space.sets[0].levels.harm[0]) + wish.epsilon
-    violations = int(binom.ppf(wish.delta, wish.n_certify, wish.epsilon))
-    violations -= int(binom.cdf(violations, wish.n_certify, wish.epsilon) > wish.delta)
+    return hopeful_harm(wish.epsilon, wish.delta, wish.n_certify)
+
+
+def hopeful_harm(epsilon: float, delta: float, n_certify: int) -> float:
+    """The largest share of harmed samples with which `n_certify` certify `epsilon` as likely as not; else below 0."""
+    violations = int(binom.ppf(delta, n_certify, epsilon))
+    violations -= int(binom.cdf(violations, n_certify, epsilon) > delta)
     if violations < 0:
         return -1.0
-    return float(beta.ppf(0.5, violations + 1, wish.n_certify - violations))
+    return float(beta.ppf(0.5, violations + 1, n_certify - violations))
 
 
 def _why_none(wish: Wish, space: _Space) -> str:

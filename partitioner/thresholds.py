@@ -19,7 +19,7 @@ LEVELS = 256
 """Most levels of a path."""
 STEPS = 128
 """Steps take a share of 1 / `STEPS` of all samples at least."""
-TRUST = 0.25
+TRUST = 0.5
 """How much what happened to a sample counts; the rest is what the model of harm says of its confidence."""
 DIGITS = 12
 """Decimals of a confidence that tell: a device, which works it out one by one, may differ in the 15th."""
@@ -57,7 +57,7 @@ def greedy_path(confidence: Sequence[Floats], harm: Sequence[Flags], cost: Seque
     Each step lowers one threshold as far as adds the least harm for what it saves: the steepest descent on the lower
     convex hull of harm over cost, so that each stop is near the best for some price of harm. Steps that add no harm
     come first; large steps are divided, so that harm rises little by little. Harm of few samples is noise: a sample
-    counts for a quarter by what happened to it, else by what a logistic curve says of its confidence (Platt,
+    counts half by what happened to it and half by what a logistic curve says of its confidence (Platt,
     "Probabilistic Outputs for Support Vector Machines", 1999). An exit that is no cheaper than what follows stays
     closed.
 
@@ -81,7 +81,7 @@ def greedy_path(confidence: Sequence[Floats], harm: Sequence[Flags], cost: Seque
 
 
 def from_safe_start(path: Path, confidence: Sequence[Floats], harm: Sequence[Flags], epsilon: float) -> Path:
-    """The path from its least harmful level on, if its first harms more than half of `epsilon`; else all of it.
+    """The path from its least harmful level on, if its first harms more than a quarter of `epsilon`; else all.
 
     A codec that loses much may harm most while nothing exits early: the test of the path would end at its first level,
     though further down, where few samples cross, all is well. To be told by samples that certify nothing (those that
@@ -90,7 +90,7 @@ def from_safe_start(path: Path, confidence: Sequence[Floats], harm: Sequence[Fla
     n = len(harm[-1])
     flags, rows = np.stack(harm), np.arange(n)
     counts = np.array([int(flags[exits_of(confidence, level, n), rows].sum()) for level in path])
-    return path if counts[0] <= n * epsilon / 2 else path[int(counts.argmin()) :]
+    return path if counts[0] <= n * epsilon / 4 else path[int(counts.argmin()) :]
 
 
 def expected_harm(sure: Sequence[Floats], harm: Sequence[Flags]) -> Floats:

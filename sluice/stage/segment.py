@@ -57,15 +57,15 @@ def profile() -> dict[str, str]:
 class _Interpreter:
     """One interpreter at one batch size, its tensors addressed by their names in the signature.
 
-    `inputs`: (name, index, (batch, *shape), dtype) of each; `small`: (name, index) and `large`: (name, index, view) of
-    the outputs, where `view` gives the runtime's own memory. What a run needs is looked up here once, because a small
-    segment takes no longer than a few lines of Python.
+    `at_hand` is what a run needs, looked up here once, because a small segment takes no longer than a few lines of
+    Python: inputs as (name, index, (batch, *shape), dtype), small outputs as (name, index), large ones as (name, index,
+    view) where `view` gives the runtime's own memory, and three functions of the runtime.
     """
 
     def __init__(self, content: bytes, batch: int, spec: Segment, threads: int) -> None:
         _, interpreter_class = runtime()
-        self.core: Any = interpreter_class(model_content=content, num_threads=threads)
-        runner = self.core.get_signature_runner()
+        core: Any = interpreter_class(model_content=content, num_threads=threads)
+        runner = core.get_signature_runner()
         inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
         self.outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
         del runner  # the interpreter refuses to work while anyone else refers to its core
@@ -73,13 +73,18 @@ class _Interpreter:
         if known.keys() != inputs.keys():
             raise PermanentError(f"segment reads {sorted(inputs)}, its manifest says {sorted(known)}")
         for name, index in inputs.items():
-            self.core.resize_tensor_input(index, (batch, *known[name].shape), strict=False)
-        self.core.allocate_tensors()
+            core.resize_tensor_input(index, (batch, *known[name].shape), strict=False)
+        core.allocate_tensors()
         self.inputs = [(n, i, (batch, *known[n].shape), np.dtype(known[n].dtype)) for n, i in inputs.items()]
         large = {tensor.name for tensor in spec.outputs if tensor.nbytes * batch >= LENT_BYTES}
-        self.small = [(name, index) for name, index in self.outputs.items() if name not in large]
-        self.large = [(name, i, self.core.tensor(i)) for name, i in self.outputs.items() if name in large]
-        self.set, self.invoke, self.get = self.core.set_tensor, self.core.invoke, self.core.get_tensor
+        self.at_hand = (
+            self.inputs,
+            [(name, index) for name, index in self.outputs.items() if name not in large],
+            [(name, index, core.tensor(index)) for name, index in self.outputs.items() if name in large],
+            core.set_tensor,
+            core.invoke,
+            core.get_tensor,
+        )
 
 
 class RunningSegment:
@@ -90,9 +95,10 @@ class RunningSegment:
         self._content = content
         self._threads = threads
         self._by_batch: dict[int, _Interpreter] = {}
-        self._last = self._at(1)
-        if missing := ({output.name for output in spec.outputs} | spec.logits) - self._last.outputs.keys():
+        single = self._at(1)
+        if missing := ({output.name for output in spec.outputs} | spec.logits) - single.outputs.keys():
             raise PermanentError(f"segment {spec.index} does not make {sorted(missing)}")
+        self._at_hand = single.at_hand
 
     def _at(self, batch: int) -> _Interpreter:
         found = self._by_batch.get(batch)
@@ -108,22 +114,18 @@ class RunningSegment:
         `RuntimeError` then if one is still there. Raises `PermanentError` for a wrong shape or dtype: the runtime
         itself would take it without complaint.
         """
-        last = self._last
-        for name, index, shape, dtype in last.inputs:
+        inputs, small, large, set_tensor, invoke, get_tensor = self._at_hand
+        for name, index, shape, dtype in inputs:
             array = tensors[name]
             if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
                 return self._resized(tensors, lent)
-            last.set(index, array)
-        return self._made(last, lent)
-
-    def _made(self, interpreter: _Interpreter, lent: bool) -> Arrays:
-        """Run with the inputs that are set."""
-        interpreter.invoke()
-        get, made = interpreter.get, {}
-        for name, index in interpreter.small:
-            made[name] = get(index)
-        for name, index, view in interpreter.large:
-            made[name] = view() if lent else get(index)
+            set_tensor(index, array)
+        invoke()
+        made = {}
+        for name, index in small:
+            made[name] = get_tensor(index)
+        for name, index, view in large:
+            made[name] = view() if lent else get_tensor(index)
         return made
 
     def _resized(self, tensors: Mapping[str, Array], lent: bool) -> Arrays:
@@ -131,23 +133,22 @@ class RunningSegment:
         n = len(tensors[self.spec.inputs[0].name])
         batch = 1 if n <= 1 else 1 << (n - 1).bit_length()
         interpreter = self._at(batch)
-        for name, index, shape, dtype in interpreter.inputs:
+        whole = {}
+        for name, _, shape, dtype in interpreter.inputs:
             array = tensors[name]
             if array.shape != (n, *shape[1:]) or array.dtype != dtype:
-                raise self._unfit(name, array, (n, *shape[1:]), dtype)
+                raise PermanentError(
+                    f"segment {self.spec.index}, tensor {name!r}: {array.dtype}{list(array.shape)} where "
+                    f"{dtype}{[n, *shape[1:]]} is expected"
+                )
             if n != batch:  # the surplus rows are zeros and cut off again
                 padded = np.zeros(shape, dtype)
                 padded[:n] = array
                 array = padded
-            interpreter.set(index, array)
-        self._last = interpreter
-        return {name: array[:n] for name, array in self._made(interpreter, lent).items()}
-
-    def _unfit(self, name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> PermanentError:
-        return PermanentError(
-            f"segment {self.spec.index}, tensor {name!r}: {array.dtype}{list(array.shape)} where "
-            f"{dtype}{list(shape)} is expected"
-        )
+            whole[name] = array
+        self._at_hand = interpreter.at_hand
+        made = self.run(whole, lent=lent)
+        return made if n == batch else {name: array[:n] for name, array in made.items()}
 
 
 def load_segment(content: bytes, spec: Segment, threads: int = 1) -> RunningSegment:

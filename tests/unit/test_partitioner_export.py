@@ -219,6 +219,15 @@ def test_int8_keeps_preprocessing_and_convolutions_of_few_channels_in_float(imag
     assert kinds.index("QUANTIZE") < kinds.index("DEPTHWISE_CONV_2D")
 
 
+def test_int8_weights_without_a_bias_have_one_scale(images: dict[str, Made]) -> None:
+    """With one for each channel tflite-runtime 2.14 dies on ARM."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    details = Interpreter(model_content=images["int8"].exported[2].content).get_tensor_details()
+    weights = [one for one in details if one["dtype"] == np.int8 and one["shape"].tolist() == [12, 256]]
+    assert [len(one["quantization_parameters"]["scales"]) for one in weights] == [1]
+
+
 def test_codec_int8_loses_nothing_of_what_an_int8_segment_makes() -> None:
     """The scale in the manifest is the file's own, on both sides of the cut and wherever the tensor passes."""
     from partitioner.chain import run_chain

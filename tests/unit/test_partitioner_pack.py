@@ -131,7 +131,9 @@ def test_the_other_runtime_is_asked_where_it_is(
 ) -> None:
     from partitioner import crosscheck as room
 
+    monkeypatch.setattr(room.importlib.util, "find_spec", lambda _: None)
     assert room.crosscheck(tmp_path).skipped == "tflite-runtime is not installed"
+    monkeypatch.setattr("partitioner.pack.tools", dict)
     told: list[str] = []
     pack(tmp_path / "a", parts, warn=told.append)
     assert not told, "a machine that need not have it is not told so"

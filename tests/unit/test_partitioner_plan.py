@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from partitioner import search
+from partitioner.handling import Handling
 from partitioner.link import Link, parse_link
 from partitioner.pareto import front, thin
 from partitioner.plan import OBJECTIVES, Choice, EarlyExit, Point, Scene, Wish, figures, plan
@@ -62,6 +63,7 @@ def scene(
         header_bytes=200,
         answer_bytes=150,
         codec_scale=speed,
+        handling=Handling(step=7.0, gate=3.0, pack=5.0, unpack=9.0),
     )
 
 
@@ -100,10 +102,11 @@ def walk(
     harmed, total = 0.0, np.zeros(3)
     harm = expected_harm(made.confidence, made.harm)
     crossings: dict[tuple[int, int], list[int]] = {}
+    own, slow = made.handling, made.codec_scale
     for sample in range(n):
         tier: Tier = "edge"
-        spent = device = up = 0.0
-        answer = -1
+        up, answer = 0.0, -1
+        spent = device = slow["edge"] * (own.pack + (own.step if placement[0] == "edge" else 0.0))
         for number, (step, k, _) in enumerate(segments):
             to = placement[number]
             if to != tier:
@@ -113,8 +116,8 @@ def walk(
                     return None
                 crossings.setdefault((at, number), []).append(sample)
                 size = point.bytes[codec] + made.header_bytes
-                packing = point.encode_us[codec] * made.codec_scale[tier]
-                spent += packing + point.decode_us[codec] * made.codec_scale[to]
+                packing = point.encode_us[codec] * slow[tier]
+                spent += packing + slow[to] * (point.decode_us[codec] + own.unpack + own.step + own.pack)
                 if tier == "edge":
                     spent += 1e6 * made.uplink.time_s(size)
                     device += packing
@@ -123,7 +126,8 @@ def walk(
                     spent += 1e6 * made.backhaul.time_s(size)
                 tier = to
             work = 0.0 if step is None else float(made.trunk_us[tier][step])
-            work += 0.0 if k is None else made.exits[k].head_us[tier]
+            work += 0.0 if k is None else made.exits[k].head_us[tier] + own.gate * slow[tier]
+            work += own.gate * slow[tier] if number == len(segments) - 1 else 0.0
             spent += work
             device += work if tier == "edge" else 0.0
             if k is not None and made.confidence[k][sample] >= thresholds[k]:
@@ -131,7 +135,8 @@ def walk(
                 break
         harmed += harm[answer][sample]
         if tier != "edge":
-            spent += 1e6 * made.uplink.time_s(made.answer_bytes)
+            spent += 1e6 * made.uplink.time_s(made.answer_bytes) + slow["edge"] * own.unpack
+            device += slow["edge"] * own.unpack
         elif made.results_sent:
             up += made.answer_bytes
         if tier == "cloud":

@@ -2,16 +2,21 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import sluice.stage.segment
 from sluice.stage.segment import Array, Arrays, RunningSegment, load_segment, load_segments, profile, prove, runtime
+from sluice.stage.step import Stage, Work, step
 from sluice.wire.bundle import BLOBS, Bundle, write_blob
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Segment
+from sluice.wire.messages import Outcome, Prediction
+from tests.unit.wire_support import offload
 
 pytestmark = pytest.mark.tensorflow
 
@@ -76,6 +81,49 @@ def test_what_is_returned_stays_as_it_is(segments: list[RunningSegment], n: int)
         np.testing.assert_array_equal(array, kept[name])
         owner = array if array.base is None else array.base
         assert isinstance(owner, np.ndarray) and owner.flags.owndata
+
+
+@pytest.fixture
+def lenders(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[RunningSegment]:
+    """Segments that lend what they make for later ones, however small."""
+    monkeypatch.setattr(sluice.stage.segment, "LENT_BYTES", 1)
+    return load_segments(bundle.folder, bundle.manifest, range(2))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_is_lent_has_to_be_gone_before_the_next_run(
+    segments: list[RunningSegment], lenders: list[RunningSegment], n: int
+) -> None:
+    lent = lenders[0].run(samples(n), lent=True)
+    for name, array in segments[0].run(samples(n)).items():
+        np.testing.assert_array_equal(lent[name], array)
+    with pytest.raises(RuntimeError, match="reference to internal data"):
+        lenders[0].run(samples(n))
+    del lent
+    assert lenders[0].run(samples(n))["h0"].shape == (n, 4, 4, 2)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("placement", ["edge", "cloud"])
+def test_a_step_is_through_with_what_it_was_lent(
+    bundle: Bundle, segments: list[RunningSegment], lenders: list[RunningSegment], threshold: float, placement: Any
+) -> None:
+    point = bundle.manifest.operating_points[0]
+    first = point.policies[0].model_copy(update={"threshold": threshold})
+    point = point.model_copy(update={"placement": ("edge", placement), "policies": (first, point.policies[1])})
+    manifest = bundle.manifest.model_copy(update={"operating_points": (point,)})
+    start = offload(model=manifest.model, next_segment=0, tier="edge", tensors=(), beliefs=(), compute_us={})
+    works = [Work(replace(start, seq=i), {"x": x}) for i, x in enumerate(samples(5)["x"])]
+    owned, lent = (Stage("edge", bundle.digest, manifest, 0, some) for some in (segments, lenders))
+    wanted = [told(outcome) for outcome in step(owned, works)]
+    for _ in range(3):
+        assert [told(outcome) for outcome in step(lent, works)] == wanted
+
+
+def told(outcome: Outcome) -> Any:
+    if isinstance(outcome, Prediction):
+        return (outcome.seq, outcome.exit, outcome.label, outcome.outputs)
+    return (outcome.seq, outcome.next_segment, outcome.tensors)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,119 @@
+"""What a tier spends on a sample besides its segments and the codec: the step around them, the gates, the messages.
+
+Next to a small segment that is no trifle, so the plan counts it. It is measured here with segments that do nothing,
+in the code that runs on every tier.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sluice.stage.segment import Arrays
+from sluice.stage.step import Stage, Work, step, unpack
+from sluice.wire.manifest import (
+    Blob,
+    ExitHead,
+    ExitPolicy,
+    Manifest,
+    OperatingPoint,
+    Provenance,
+    Segment,
+    TensorSpec,
+)
+from sluice.wire.messages import Offload, decode, encode
+
+RUNS = 400
+DIGEST = "0" * 64
+CROSSING = TensorSpec(name="h", dtype="float32", shape=(1,))
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """µs a sample: a tier's `step`, less its segments and gates; each `gate`; `pack`: a message to bytes; `unpack`:
+    bytes to a message and its tensors, less what the codec takes."""
+
+    step: float = 0.0
+    gate: float = 0.0
+    pack: float = 0.0
+    unpack: float = 0.0
+
+
+class _Idle:
+    """A segment that has its outputs ready."""
+
+    def __init__(self, made: Arrays) -> None:
+        self.made = made
+
+    def run(self, *_: object, **__: object) -> Arrays:
+        return dict(self.made)
+
+
+def measure_handling(classes: int) -> Handling:
+    """On this machine, for a classifier of so many classes (0: a model that does not classify)."""
+    made = {"h": np.zeros((1, 1), np.float32), "logits": np.zeros((1, max(classes, 2)), np.float32)}
+    sample = Work(_sample(), {"h": made["h"][0]})
+    times = {}
+    for exits in (False, True):
+        manifest = _manifest(max(classes, 2), exits)
+        stage = Stage("edge", DIGEST, manifest, 0, [_Idle(made)] * 2)  # type: ignore[list-item]
+        (outcome,) = step(stage, [sample])
+        times[exits] = _median_us(lambda stage=stage: step(stage, [sample]))
+    payload = encode(outcome)
+    return Handling(
+        step=times[False],
+        gate=max(0.0, times[True] - times[False]) if classes else 0.0,
+        pack=_median_us(lambda: encode(outcome)),
+        unpack=_median_us(lambda: unpack(decode(payload), manifest)),  # type: ignore[arg-type]
+    )
+
+
+def _manifest(classes: int, exits: bool) -> Manifest:
+    """Two segments, the first on the device, its exit (if there is one) never sure enough."""
+    blob = Blob(sha256=DIGEST, size=1)
+    head = ExitHead(name="exit", logits="logits")
+    shared = {"file": blob, "golden": blob, "inputs": (CROSSING,), "macs": 0, "tolerance": 1.0}
+    first = Segment(index=0, exit=head if exits else None, outputs=(), passes=("h",), **shared)
+    last = Segment(index=1, exit=head, outputs=(), **shared)
+    policy = ExitPolicy(measure="max_prob", threshold=2.0)
+    point = OperatingPoint(id="default", placement=("edge", "cloud"), codec="raw", policies=(policy,) * (1 + exits))
+    return Manifest(
+        model="model",
+        version=1,
+        labels=tuple(str(label) for label in range(classes)),
+        inputs=(CROSSING,),
+        segments=(first, last),
+        operating_points=(point,),
+        provenance=Provenance(created_at=""),
+    )
+
+
+def _sample() -> Offload:
+    return Offload(
+        device_id="device",
+        epoch="00" * 8,
+        seq=0,
+        source_id=None,
+        model="model",
+        bundle=DIGEST,
+        operating_point="default",
+        tier="edge",
+        next_segment=0,
+        tensors=(),
+        beliefs=(),
+        captured_at=0,
+        ttl_ms=1000,
+    )
+
+
+def _median_us(work: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(RUNS):
+        begun = time.perf_counter_ns()
+        work()
+        taken.append((time.perf_counter_ns() - begun) / 1000)
+    return statistics.median(taken)
