@@ -102,7 +102,7 @@ def run(console: Console) -> Report:
         f"limits: {MOST_BROKEN} broken of {DRAWINGS}; ratio 0.90 at n = 2500, 0.95 on MNIST at n = 5000",
         "n: all samples given, of which temperatures, path and certificate have disjoint parts",
         f"a figure for each of {len(SEEDS)} seeds of training; saved: mean of all drawings, and the best in hindsight",
-        "the most that could be proven: the best at the risk which the certifying samples prove to be within the promise",
+        "the most that could be proven: the best at the largest risk that so many certifying samples can pass with",
         f"HAR: {TRAINING_PEOPLE} of 30 people train the net, the others are the pool",
         f"by person: {CERTIFYING_PEOPLE} of them calibrate, too few to promise new ones anything; the others are new",
         f"people drawn: {DRAWN_PEOPLE} from the pool, with replacement, each with {WINDOWS} windows of theirs",
@@ -132,7 +132,7 @@ def _drawings(report: Report, what: str, pool: Pool, n: int, seed: int) -> None:
 def _provable(n: int) -> float:
     """The largest share of `n` certifying samples that may be harmed: no bound can do better, whatever the path."""
     harmed = int(binom.ppf(DELTA, n, EPSILON))
-    return (harmed - (binom.cdf(harmed, n, EPSILON) > DELTA)) / n
+    return (harmed - int(binom.cdf(harmed, n, EPSILON) > DELTA)) / n
 
 
 def _by_person(report: Report, pool: Pool, seed: int) -> None:

@@ -108,7 +108,8 @@ def partition(
         training=source.training,
         slices=source.slices,
         sign=sign,
-        extras=lambda digest: report.files({**told, "digest": digest}),
+        warn=warnings.append,
+        extras=lambda digest: report.files({**told, "digest": digest, "warnings": warnings}),
     )
     return {
         "digest": digest,

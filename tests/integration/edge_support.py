@@ -100,11 +100,13 @@ def write(source: Path, folder: Path, manifest: Manifest, point: Any, key: Ed255
 def make_bundle(folder: Path) -> MadeBundle:
     """Partition a small, untrained model (TensorFlow) and set the threshold of its first exit in the middle."""
     from partitioner.models import from_source
-    from partitioner.partition import PartitionSettings, Source, partition
+    from partitioner.partition import Source, partition
+    from partitioner.settings import PartitionSettings
 
     random = np.random.default_rng(1)
     x = random.integers(0, 256, (60, 6, 6, 1)).astype(np.uint8)
-    partition(from_source(MODEL), x, None, folder / "raw", Source("columns", 1, ["a", "b", "c"]), PartitionSettings())
+    settings = PartitionSettings(placement=("edge", "cloud"), codec="int8-zstd")
+    partition(from_source(MODEL), {"x": x}, folder / "raw", Source("columns", 1, ["a", "b", "c"]), settings)
     manifest = bundles.open_bundle(folder / "raw").manifest
     (first,) = load_segments(folder / "raw", manifest, range(1))
     assert manifest.segments[0].exit is not None

@@ -298,21 +298,6 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], quantize: str) ->
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_held_back_is_shown_after_a_defect(capfd: pytest.CaptureFixture[str]) -> None:
-    import os
-
-    from partitioner.quiet import held
-
-    for error, shown in ((PermanentError("no"), ""), (ZeroDivisionError(), "a last word\n")):
-        with pytest.raises(type(error)), held():
-            os.write(1, b"a last word\n")
-            print("from Python")
-            raise error
-        assert capfd.readouterr() == ("", shown)
-    print("afterwards")
-    assert capfd.readouterr().out == "afterwards\n"
-
-
 def refusal(source: str, quantize: str = "float32") -> str:
     with pytest.raises(PermanentError) as caught:
         exported(source, quantize)
@@ -396,17 +381,6 @@ def test_how_int8_is_judged() -> None:
     assert agreement(flipped, clear) == pytest.approx(2 / 3)
     assert mean_error(clear * 1.1, clear) == pytest.approx(0.1)
     assert mean_error(clear * np.nan, clear) == mean_error(clear[:2], clear) == difference(clear[:2], clear) == np.inf
-
-
-def test_samples_are_taken_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may be sorted by class."""
-    from partitioner import export as room
-
-    monkeypatch.setattr(room, "COMPARED", 10)
-    x = np.arange(1000)
-    chosen = room._chosen({"x": x, "z": -x}, 10)
-    assert len(chosen["x"]) == 10 and chosen["x"].max() > 600 and chosen["x"].min() < 400
-    np.testing.assert_array_equal(chosen["x"], -chosen["z"])
 
 
 def test_operations_that_devices_do_not_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

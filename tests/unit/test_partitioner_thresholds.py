@@ -115,7 +115,7 @@ def test_a_lossy_codec_moves_the_start_to_where_few_samples_cross() -> None:
     moved = from_safe_start(path, confidence, harm, 0.02)
     assert len(moved) < len(path) and moved == path[-len(moved) :]
     assert seen(moved[0], confidence, harm, [1.0, 5.0])[0] == 0
-    assert from_safe_start(path, confidence, harm, 0.1) == path
+    assert from_safe_start(path, confidence, harm, 0.2) == path
 
 
 def test_three_exits_and_5000_samples_take_less_than_a_second() -> None:
