@@ -160,8 +160,8 @@ def run(console: Console, uplinks: Sequence[str] = UPLINKS) -> Report:
         run_link(known, link, report, console)
     off = sorted(abs(ratio - 1) for row in report.rows if row.what.startswith("predicted") for ratio in row.ratios())
     report.notes.append(
-        f"of {len(off)} settings {sum(one <= WITHIN for one in off)} are predicted within {WITHIN:.0%} (wanted: all); the "
-        f"median is off by {statistics.median(off):.1%}, the worst by {off[-1]:.1%}"
+        f"of {len(off)} settings {sum(one <= WITHIN for one in off)} are predicted within {WITHIN:.0%} (wanted: all); "
+        f"the median is off by {statistics.median(off):.1%}, the worst by {off[-1]:.1%}"
     )
     plan_time(report)
     return report

@@ -44,7 +44,7 @@ INPUT_SIZE = 64 * 64 * 3
 FEATURE_BYTES = 2**29
 """Most memory for stored features; with more samples than fit, some are picked by chance."""
 BATCH = 256
-HEAD_TRAINING, JOINT_TRAINING = (3e-3, 5000), (1e-3, 1500)
+HEAD_TRAINING, JOINT_TRAINING = (3e-3, 8000), (1e-3, 1500)
 """Learning rate and steps for a head alone, and for everything, which is dearer and begins near its end."""
 FITTED = 1000
 """Samples to which a head's scaling is fitted."""

@@ -105,13 +105,13 @@ def expect(scene: Scene, line: Line, levels: Levels, codec: str, uplink: Link) -
     """What is to be expected at each level when the edge, or the fog, ends at each station."""
     before = levels.going_on[:, np.concatenate([[0], line.passed[:-1]])]
     after = levels.going_on[:, line.passed]
+    slow, own = {tier: scene.codec_scale.get(tier, 1.0) for tier in TIERS}, scene.handling
     spent = {tier: np.cumsum(before * line.us[tier], axis=1) for tier in TIERS}
     points = [scene.points[p] for p in line.point]
     inside, can = points[:-1], np.array([*(codec in p.bytes for p in points[:-1]), True])
     message = scene.header_bytes + np.array([*(p.bytes.get(codec, 0.0) for p in inside), 0.0])
     packing = np.array([*(p.encode_us.get(codec, 0.0) for p in inside), 0.0])
     unpacking = np.array([*(p.decode_us.get(codec, 0.0) for p in inside), 0.0])
-    slow, own = {tier: scene.codec_scale.get(tier, 1.0) for tier in TIERS}, scene.handling
     at_edge = slow["edge"] * (own.pack + own.step * (np.arange(len(points)) > 0))
     above = {tier: slow[tier] * (own.unpack + own.step + own.pack) for tier in TIERS}
 

@@ -30,7 +30,7 @@ FLAT = 2048
 """Values up to which a tensor is flattened as it is."""
 LARGE_IMAGE = 64
 """Pixels a side from which on an image is first averaged down."""
-DROPPED = 0.2
+DROPPED = 0.1
 """Share of a head's last features that training leaves out; nothing at inference."""
 
 _POOL = {1: layers.AveragePooling1D, 2: layers.AveragePooling2D}
@@ -153,7 +153,7 @@ def _shrunk(shape: Shape) -> tuple[list[Step], Shape]:
 
 
 def _strided(shape: Shape, filters: int) -> tuple[Step, Shape]:
-    """A convolution to at most 7 places a side (16 of a sequence), and the places. With one input channel the patches do
+    """A convolution to at most 7 places a side (16 of a sequence), and the places. With one input channel patches do
     not overlap: there each weight of the kernel costs a step of its own."""
     space = _space(shape)
     strides = tuple(math.ceil(n / (7 if space == 2 else 16)) for n in shape[:-1])

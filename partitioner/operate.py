@@ -190,9 +190,10 @@ def _tested(
             for level, t in zip((*levels, 0.0), temperatures, strict=True)
         ]
         exits = exits_of(certifying[:-1], levels, len(parts.certify))
-        planned = figures(measured.scene, replace(choice, thresholds=tuple(levels)))
         y = None if samples.y is None else samples.y[parts.certify]
         seen = expected(passages[2], exits, wanted[parts.certify], y, chain.exits_before)
+        share = seen["exit_share"]
+        planned = figures(measured.scene, replace(choice, thresholds=tuple(levels)), exit_share=share)
         seen |= {"latency_ms": planned.latency_ms, "bytes": planned.bytes, "device_us": planned.device_us}
         point = OperatingPoint(
             id=point_id,

@@ -199,10 +199,18 @@ def plan(scene: Scene, wish: Wish) -> Plan:
     )
 
 
-def figures(scene: Scene, choice: Choice, uplink: Link | None = None) -> Figures:
-    """What is to be expected of `choice`, over another `uplink` than the scene's if it is given."""
+def figures(
+    scene: Scene, choice: Choice, uplink: Link | None = None, exit_share: Sequence[float] | None = None
+) -> Figures:
+    """What is to be expected of `choice`, over another `uplink` than the scene's if it is given.
+
+    `exit_share`: of each exit that is kept, the final one last, where it is known better than from the samples that
+    the plan was made with: those flatter what was chosen on them.
+    """
     line = line_of(scene, choice.exits)
     levels = levels_of(scene, choice.exits, [choice.thresholds])
+    if exit_share is not None:
+        levels = replace(levels, going_on=1.0 - np.cumsum([0.0, *exit_share])[None])
     done = np.minimum(line.passed, len(choice.exits))
     edge = (line.point <= choice.edge_end) & (done <= choice.exit_tiers.count("edge"))
     fog = (line.point <= choice.fog_end) & (done <= len(choice.exits) - choice.exit_tiers.count("cloud"))

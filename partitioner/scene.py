@@ -160,7 +160,7 @@ def measure(
         answer_bytes=ANSWER_BYTES,
         results_sent=settings.results_sent,
         codec_scale={"edge": speed},
-        handling=measure_handling(anatomy.classes if anatomy.exits else 0),
+        handling=measure_handling(anatomy.classes, lambda: _all_tensors(running, plan.rows(np.arange(1)).inputs)),
     )
     return Measured(scene, tuple(points), specs)
 

@@ -438,6 +438,17 @@ def test_figures_at_another_link() -> None:
         assert (slower.bytes, slower.device_us) == (choice.figures.bytes, choice.figures.device_us)
 
 
+def test_figures_with_shares_that_are_known_better() -> None:
+    """What exits answered on other samples is taken as it is; with the scene's own shares nothing changes."""
+    made = scene(n=300)
+    best = plan(made, replace(WISH, compulsory=(0, 1), edge_points=["p2"])).best
+    assert figures(made, best, exit_share=best.figures.exit_share) == best.figures
+    fewer = figures(made, best, exit_share=(0.0, 0.0, 1.0))
+    assert fewer.exit_share == (0.0, 0.0, 1.0)
+    assert fewer.latency_ms > best.figures.latency_ms
+    assert fewer.agreement == best.figures.agreement
+
+
 def test_silent_devices_send_no_results() -> None:
     made = scene(n=100)
     loud = plan(made, WISH).baselines[ON_DEVICE].figures.bytes
