@@ -25,7 +25,7 @@ from sluice.wire.manifest import Manifest, Segment
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
 
-LENT_BYTES = 50_000
+LENT_BYTES = 4096
 """From this size on lending a tensor is faster than copying it."""
 
 
