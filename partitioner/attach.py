@@ -207,7 +207,8 @@ def _checked(
 ) -> tuple[list[Array], NDArray[np.int64] | None]:
     """The inputs in the model's order, and the labels; `PermanentError` for what cannot be learnt from."""
     if missing := model.inputs.keys() - x.keys():
-        raise PermanentError(f"the data have no array {min(missing)!r}, which is an input of the model")
+        given = ", ".join(sorted(x)) or "none"
+        raise PermanentError(f"the data have no array {min(missing)!r}, an input of the model; there are: {given}")
     inputs = []
     for name, key in model.inputs.items():
         array, shape = x[name], model.graph.shape(key)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sluice.stage.segment import Arrays
 from sluice.stage.step import Stage, Work, step, unpack
@@ -28,6 +29,10 @@ from sluice.wire.manifest import (
 from sluice.wire.messages import Offload, decode, encode
 
 RUNS, SECONDS = (15, 400), 0.3
+CALL_BYTES = 20_000
+"""A segment's call takes about as long as copying so many bytes."""
+LEAST_ALONE = 0.1
+"""Share of its time that a segment keeps at least when the cuts' share is taken off."""
 DIGEST = "0" * 64
 CROSSING = TensorSpec(name="h", dtype="float32", shape=(1,))
 
@@ -41,6 +46,22 @@ class Handling:
     gate: float = 0.0
     pack: float = 0.0
     unpack: float = 0.0
+
+
+def without_cuts(
+    us: NDArray[np.float64], whole: float, sizes: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(P,) what the P segments of a finely cut trunk would take in one file, and (P - 1,) what each cut costs, µs.
+
+    `us`: (P,) measured apart; `whole`: the trunk in one file; `sizes`: (P - 1,) bytes that cross each cut. What the
+    segments take longer together is the cuts': a call each, and the bytes, which are copied out and in. Half of it is
+    the segment's before, half that of the one after.
+    """
+    weight = CALL_BYTES + sizes
+    cuts = max(0.0, us.sum() - whole) * weight / max(1.0, weight.sum())
+    alone = us - (np.append(cuts, 0.0) + np.append(0.0, cuts)) / 2
+    alone = np.maximum(alone, us * LEAST_ALONE)
+    return alone * whole / alone.sum(), cuts
 
 
 class _Idle:

@@ -25,7 +25,7 @@ from partitioner.coarse import fit_coarse
 from partitioner.cut import Cut, End, cut, logits_model
 from partitioner.exits import Anatomy
 from partitioner.export import Exported, export, tensor_spec
-from partitioner.handling import measure_handling
+from partitioner.handling import measure_handling, without_cuts
 from partitioner.link import parse_link
 from partitioner.plan import EarlyExit, Point, Scene
 from partitioner.samples import Arrays, Samples
@@ -119,14 +119,15 @@ def measure(
         )
     us = [time_us(segment, tensors) for segment in running]
     whole = _whole_trunk_us(anatomy, fit, tensors, settings)
-    trunk = np.array([us[i] for i in fine.trunk])
-    trunk *= whole / trunk.sum()
+    crossed = np.array([sum(spec.nbytes for spec in specs[point.name]) for point in points[1:]], np.float64)
+    trunk, cuts = without_cuts(np.array([us[i] for i in fine.trunk]), whole, crossed)
 
     made = []
     for index, point in enumerate(points):
         progress("looking at what would cross", index, len(points))
         tail = [running[i] for i in fine.trunk[index:]]
-        made.append(_point(point.name, specs[point.name], tensors, tail, codecs_of(settings, plan_wanted is not None)))
+        codecs = codecs_of(settings, plan_wanted is not None)
+        made.append(_point(point.name, specs[point.name], tensors, tail, codecs, cuts[index - 1] if index else 0.0))
     end = Point(
         END,
         dict.fromkeys(CODECS, 0.0),
@@ -258,9 +259,14 @@ def codecs_of(settings: PartitionSettings, classifies: bool) -> list[str]:
 
 
 def _point(
-    name: str, specs: Sequence[TensorSpec], tensors: Arrays, tail: Sequence[RunningSegment], codecs: Iterable[str]
+    name: str,
+    specs: Sequence[TensorSpec],
+    tensors: Arrays,
+    tail: Sequence[RunningSegment],
+    codecs: Iterable[str],
+    cut_us: float,
 ) -> Point:
-    """What crossing here costs by codec; one that does not fit into a message is left out."""
+    """What crossing here costs by codec, the cut itself included; one that does not fit into a message is left out."""
     size: dict[str, float] = {}
     loss: dict[str, float | NDArray[np.bool_]] = {}
     packing: dict[str, float] = {}
@@ -273,7 +279,8 @@ def _point(
         sizes, packed_us, unpacked_us = _coded(specs, tensors, codec)
         if max(sizes) > MAX_MESSAGE_BYTES - 2_000:
             continue
-        size[codec], packing[codec], unpacking[codec] = statistics.fmean(sizes), packed_us, unpacked_us
+        size[codec] = statistics.fmean(sizes)
+        packing[codec], unpacking[codec] = packed_us + cut_us / 2, unpacked_us + cut_us / 2
         kind = codec.removesuffix("-zstd")
         if kind not in losses:
             losses[kind] = 0.0

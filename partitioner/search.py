@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from partitioner.link import Link
     from partitioner.plan import Scene, Wish
 
-HOPELESS = 10
+HOPELESS = 5
 """A level that harms more than so many times ε is no candidate, not even for the Pareto front."""
+LEVELS = 128
+"""Most levels of a path that are tried, evenly taken from those that are left."""
 
 Indices = NDArray[np.int64]
 
@@ -96,7 +98,9 @@ def _levels(scene: Scene, wish: Wish, exits: tuple[int, ...]) -> Levels:
     path = greedy_path([scene.confidence[k] for k in exits], harm, cost)
     harmful = levels_of(scene, exits, path).harm > HOPELESS * wish.epsilon
     harmful[0] = False
-    return levels_of(scene, exits, [level for level, out in zip(path, harmful, strict=True) if not out])
+    left = [level for level, out in zip(path, harmful, strict=True) if not out]
+    taken = np.linspace(0, len(left) - 1, min(len(left), LEVELS)).round().astype(int)
+    return levels_of(scene, exits, [left[i] for i in taken])
 
 
 def never(scene: Scene, one: ExitSet) -> ExitSet:

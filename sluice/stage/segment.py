@@ -12,6 +12,7 @@ import platform
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ class _Interpreter:
     """One interpreter at one batch size, its tensors addressed by their names in the signature.
 
     `at_hand` is what a run needs, looked up here once, because a small segment takes no longer than a few lines of
-    Python: inputs as (name, index, (batch, *shape), dtype), small outputs as (name, index), large ones as (name, index,
-    view) where `view` gives the runtime's own memory, and three functions of the runtime.
+    Python: inputs as (name, put, (batch, *shape), dtype), outputs as (name, get) that give copies, outputs as (name,
+    get) of which the large ones give the runtime's own memory, and the function that runs.
     """
 
     def __init__(self, content: bytes, batch: int, spec: Segment, threads: int) -> None:
@@ -75,15 +76,16 @@ class _Interpreter:
         for name, index in inputs.items():
             core.resize_tensor_input(index, (batch, *known[name].shape), strict=False)
         core.allocate_tensors()
-        self.inputs = [(n, i, (batch, *known[n].shape), np.dtype(known[n].dtype)) for n, i in inputs.items()]
         large = {tensor.name for tensor in spec.outputs if tensor.nbytes * batch >= LENT_BYTES}
+        copies = [(name, partial(core.get_tensor, index)) for name, index in self.outputs.items()]
         self.at_hand = (
-            self.inputs,
-            [(name, index) for name, index in self.outputs.items() if name not in large],
-            [(name, index, core.tensor(index)) for name, index in self.outputs.items() if name in large],
-            core.set_tensor,
+            [
+                (name, partial(core.set_tensor, index), (batch, *known[name].shape), np.dtype(known[name].dtype))
+                for name, index in inputs.items()
+            ],
+            copies,
+            [(name, core.tensor(self.outputs[name]) if name in large else copy) for name, copy in copies],
             core.invoke,
-            core.get_tensor,
         )
 
 
@@ -114,18 +116,16 @@ class RunningSegment:
         `RuntimeError` then if one is still there. Raises `PermanentError` for a wrong shape or dtype: the runtime
         itself would take it without complaint.
         """
-        inputs, small, large, set_tensor, invoke, get_tensor = self._at_hand
-        for name, index, shape, dtype in inputs:
+        inputs, copies, views, invoke = self._at_hand
+        for name, put, shape, dtype in inputs:
             array = tensors[name]
             if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
                 return self._resized(tensors, lent)
-            set_tensor(index, array)
+            put(array)
         invoke()
         made = {}
-        for name, index in small:
-            made[name] = get_tensor(index)
-        for name, index, view in large:
-            made[name] = view() if lent else get_tensor(index)
+        for name, get in views if lent else copies:
+            made[name] = get()
         return made
 
     def _resized(self, tensors: Mapping[str, Array], lent: bool) -> Arrays:
@@ -134,7 +134,7 @@ class RunningSegment:
         batch = 1 if n <= 1 else 1 << (n - 1).bit_length()
         interpreter = self._at(batch)
         whole = {}
-        for name, _, shape, dtype in interpreter.inputs:
+        for name, _, shape, dtype in interpreter.at_hand[0]:
             array = tensors[name]
             if array.shape != (n, *shape[1:]) or array.dtype != dtype:
                 raise PermanentError(

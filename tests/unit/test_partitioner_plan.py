@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from partitioner import search
-from partitioner.handling import Handling
+from partitioner.handling import Handling, measure_handling, without_cuts
 from partitioner.link import Link, parse_link
 from partitioner.pareto import front, thin
 from partitioner.plan import OBJECTIVES, Choice, EarlyExit, Point, Scene, Wish, figures, plan
@@ -447,6 +447,26 @@ def test_figures_with_shares_that_are_known_better() -> None:
     assert fewer.exit_share == (0.0, 0.0, 1.0)
     assert fewer.latency_ms > best.figures.latency_ms
     assert fewer.agreement == best.figures.agreement
+
+
+def test_what_surrounds_a_segment_is_measured_where_it_runs() -> None:
+    seen = []
+    handling = measure_handling(10, lambda: seen.append(1))
+    assert 0 < handling.gate < 1000
+    assert min(handling.step, handling.pack, handling.unpack) > 1
+    assert len(seen) > 20
+    assert measure_handling(0).gate == 0.0
+
+
+def test_what_fine_segments_take_longer_than_the_whole_is_the_cuts() -> None:
+    us = np.array([30.0, 20.0, 50.0])
+    trunk, cuts = without_cuts(us, 80.0, np.array([60_000.0, 0.0]))
+    assert cuts.tolist() == [16.0, 4.0]
+    assert trunk.tolist() == [22.0, 10.0, 48.0]
+    trunk, cuts = without_cuts(us, 120.0, np.array([60_000.0, 0.0]))
+    assert cuts.tolist() == [0.0, 0.0]
+    assert trunk.tolist() == (us * 1.2).tolist()
+    assert without_cuts(us[:1], 25.0, np.zeros(0))[0].tolist() == [25.0]
 
 
 def test_silent_devices_send_no_results() -> None:
