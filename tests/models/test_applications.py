@@ -81,6 +81,9 @@ def test_cut_at_two_ends_of_blocks_it_is_the_model_again(model: tuple[str, bool,
     for piece in made.pieces:
         tensors |= piece_model(made, piece)([tensors[t.name] for t in piece.inputs], training=False)
     logits = np.asarray(tensors["logits"])
-    wanted = np.log(np.asarray(built(image, training=False)))
-    assert np.ptp(wanted) > 0.1, "the signal gets through"
-    np.testing.assert_allclose(logits - logits.mean(), wanted - wanted.mean(), atol=1e-5 * max(1, np.ptp(wanted)))
+    chances = np.asarray(built(image, training=False))
+    told = chances > 1e-30  # the others ran out of float32
+    wanted = np.log(chances[told])
+    assert np.ptp(logits) > 0.1 and told.sum() > 1, "the signal gets through"
+    made_of = logits[told] - logits[told].mean()
+    np.testing.assert_allclose(made_of, wanted - wanted.mean(), atol=1e-5 * max(1, np.ptp(logits)))
