@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
@@ -21,26 +20,14 @@ from numpy.typing import NDArray
 from partitioner import heads
 from partitioner.exits import Anatomy, anatomy, gives_logits
 from partitioner.graph import Graph, Key, Node, rebuild
-from partitioner.splits import INPUT, SplitPoint, find_split, split_points
+from partitioner.places import AUTO, Place, find_places
+from partitioner.splits import INPUT
 from partitioner.teach import Array, Floats, targets, teach
 from sluice.wire.errors import PermanentError
 
 Progress = Callable[[str, int, int], None]
 Train = Literal["frozen", "joint"]
 
-AUTO = "auto"
-MOST = 3
-"""Exits that `choose_places` chooses at most."""
-TARGETS = (0.2, 0.5)
-"""Shares of the model's MACs after which an exit is wanted."""
-NEAR = 0.15
-"""How far from its target an exit may be."""
-HEAD_SHARE = 0.15
-"""Largest share that a head's MACs should be of those that it saves."""
-AT_MOST = 0.5
-"""The same where an exit is asked for and no design is that cheap."""
-INPUT_SIZE = 64 * 64 * 3
-"""Values of an input above which a small net of its own is not tried by itself."""
 FEATURE_BYTES = 2**29
 """Most memory for stored features; with more samples than fit, some are picked by chance."""
 BATCH = 256
@@ -50,16 +37,6 @@ FITTED = 1000
 """Samples to which a head's scaling is fitted."""
 MODEST = 3.0
 """Mean and spread up to which values are taken as they are; so are spreads down to its inverse squared."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an exit is to hang, what it reads there, the head's design, and the exit's name."""
-
-    point: SplitPoint
-    key: Key
-    head: str
-    name: str
 
 
 def attach(
@@ -81,12 +58,12 @@ def attach(
     not changed. Raises `PermanentError` for an unknown place or design, and for data that nothing can be learnt from.
     """
     given = anatomy(model)
-    found = _places(given, places, head)
+    found = find_places(given, places, head)
     inputs, y = _checked(given, x, y)
     if train == "joint":
         model = _copy(model)
         given = anatomy(model)
-        found = _places(given, places, head)
+        found = find_places(given, places, head)
     backbone = rebuild(given.graph, given.inputs, _features(found) | given.results)
     features, wanted, rows = _asked(backbone, given, found, inputs, seed)
     _check_classes(wanted, y)
@@ -106,99 +83,12 @@ def attach(
     if train == "joint":
         own = {one.name: gives_logits(given.graph, one.output) for one in given.exits}
         outputs = dict.fromkeys((place.name for place in found), True) | own
-        _learn(
-            made,
-            [a[rows] for a in inputs],
-            wanted,
-            outputs,
-            JOINT_TRAINING,
-            seed,
-            "training all of the model",
-            progress,
-        )
+        what = "training all of the model"
+        _learn(made, [a[rows] for a in inputs], wanted, outputs, JOINT_TRAINING, seed, what, progress)
     return made
 
 
-def choose_places(model: Anatomy) -> list[str]:
-    """Where exits seem worth their cost: maybe the input, and block ends after a fifth and a half of the MACs.
-
-    None of them where even the cheapest sensible head would cost more than `HEAD_SHARE` of what it saves.
-    """
-    if not model.exits:
-        return []
-    points = split_points(model)
-    raw = points[0]
-    total = raw.macs_after
-    chosen = [INPUT] if _input_is_small(model, raw) and _fitting(model, raw, raw.keys[0]) else []
-    ends = [point for point in points if point.block_end and point.position and _feature(model, point) is not None]
-    for target in TARGETS:
-        near = [
-            point
-            for point in ends
-            if abs(point.macs_before / total - target) <= NEAR
-            and point.name not in chosen
-            and _fitting(model, point, _feature(model, point))
-        ]
-        if near:
-            size = max(1, raw.nbytes("raw"))
-            best = min(near, key=lambda p: abs(p.macs_before / total - target) + 0.1 * min(p.nbytes("raw") / size, 1.0))
-            chosen.append(best.name)
-    return chosen[:MOST]
-
-
-def _input_is_small(model: Anatomy, raw: SplitPoint) -> bool:
-    (first, *others) = raw.tensors
-    known = first.dtype.startswith("float") or first.dtype in ("uint8", "int8")
-    return not others and known and len(model.inputs) == 1 and math.prod(first.shape) <= INPUT_SIZE
-
-
-def _fitting(model: Anatomy, point: SplitPoint, key: Key, share: float = HEAD_SHARE) -> str | None:
-    """The most accurate head for that share of what follows; at the input itself only one that is a net of its own."""
-    found = heads.choose(model.graph.shape(key), model.classes, share * point.macs_after)
-    return found if point.position or found in heads.NETS else None
-
-
-def _places(model: Anatomy, places: Sequence[str], head: str) -> list[_Place]:
-    """`places` looked up; `PermanentError` for what is not there."""
-    if not model.exits:
-        raise PermanentError("the model does not classify into single labels: no exit can be attached")
-    if not places:
-        raise PermanentError("no place to attach an exit at was named")
-    points = split_points(model)
-    names = {point.name for point in points}
-    found: list[_Place] = []
-    for place in places:
-        where, colon, design = (place, "", "") if place in names else place.rpartition(":")
-        if not colon:
-            where, design = place, head
-        if design != AUTO and design not in heads.HEADS:
-            raise PermanentError(f"head {design[:40]!r} is unknown; known: {AUTO}, {', '.join(heads.HEADS)}")
-        point = find_split(points, where)
-        key = _feature(model, point)
-        if key is None:
-            many = "several inputs cross" if len(point.keys) > 1 else "nothing that a head could read crosses"
-            raise PermanentError(f"no exit can be attached at {where!r}: {many} there; choose a later place")
-        if design == AUTO:
-            design = _fitting(model, point, key) or _fitting(model, point, key, AT_MOST) or "linear"
-        name = "exit-" + place.replace(":", "-").replace("/", "-")
-        if name in model.results or name in [other.name for other in found]:
-            raise PermanentError(
-                f"there would be two exits called {name!r}: choose another place, or another head there"
-            )
-        found.append(_Place(point, key, design, name))
-    return found
-
-
-def _feature(model: Anatomy, point: SplitPoint) -> Key | None:
-    """What a head reads at `point`: the input, if it is the only one, or else what the last layer made."""
-    inputs = set(model.inputs.values())
-    made = [tensor for tensor in point.tensors if tensor.key not in inputs and tensor.dtype.startswith("float")]
-    if made:
-        return max(made, key=lambda tensor: tensor.key).key
-    return point.keys[0] if point.position == 0 and len(point.keys) == 1 else None
-
-
-def _features(places: Sequence[_Place]) -> dict[str, Key]:
+def _features(places: Sequence[Place]) -> dict[str, Key]:
     return {place.name: place.key for place in places if place.point.name != INPUT}
 
 
@@ -237,7 +127,7 @@ def _check_classes(probabilities: Floats, y: NDArray[np.int64] | None) -> None:
 
 
 def _asked(
-    backbone: keras.Model, model: Anatomy, places: Sequence[_Place], inputs: Sequence[Array], seed: int
+    backbone: keras.Model, model: Anatomy, places: Sequence[Place], inputs: Sequence[Array], seed: int
 ) -> tuple[dict[str, Floats], Floats, NDArray[np.int64]]:
     """What the model makes of the samples: features by place, (n, classes) probabilities, and the rows they are of.
 
@@ -262,18 +152,18 @@ def _asked(
     return made, answers, rows
 
 
-def _head(model: Anatomy, place: _Place, values: Array, seed: int) -> keras.Model:
+def _head(model: Anatomy, place: Place, values: Array, seed: int) -> keras.Model:
     """The head as a model of its own, from what crosses to logits, not trained yet."""
     given = keras.Input(values.shape[1:], dtype=str(values.dtype))
     tensor = given
     if place.point.name == INPUT:
         for node in _preprocessing(model):
             args, kwargs = node.call.arguments.fill_in({id(node.call.input_tensors[0]): tensor})
-            tensor = node.operation(*args, **kwargs)
+            tensor = _again(node.operation)(*args, **kwargs)
     some = values[:: max(1, len(values) // FITTED)]
     seen = some if tensor is given else np.asarray(keras.Model(given, tensor)(some, training=False))
     tensor = _scaled(tensor, seen)
-    return keras.Model([given], {place.name: heads.HEADS[place.head](tensor, model.classes, seed)}, name=place.name)
+    return keras.Model(given, {place.name: heads.HEADS[place.head](tensor, model.classes, seed)}, name=place.name)
 
 
 def _preprocessing(model: Anatomy) -> list[Node]:
@@ -293,6 +183,18 @@ def _preprocessing(model: Anatomy) -> list[Node]:
     return found
 
 
+def _again(operation: Any) -> Any:
+    """A layer anew, with its weights: Keras cannot save one that is in two nested models. Others need no copy."""
+    if not isinstance(operation, layers.Layer):
+        return operation
+    copy = type(operation).from_config(operation.get_config())
+    if operation.weights:
+        copy.build(operation.get_build_config()["input_shape"])
+        copy.set_weights(operation.get_weights())
+        copy.finalize_state()
+    return copy
+
+
 def _scaled(tensor: Any, seen: Array) -> Any:
     """`tensor` brought to a modest mean and spread, fitted on the values `seen`, if it is not so already: images as a
     whole, sequences and flat inputs channel by channel."""
@@ -308,7 +210,7 @@ def _scaled(tensor: Any, seen: Array) -> Any:
 
 
 def _joined(
-    model: Anatomy, backbone: keras.Model, places: Sequence[_Place], trained: Sequence[keras.Model]
+    model: Anatomy, backbone: keras.Model, places: Sequence[Place], trained: Sequence[keras.Model]
 ) -> keras.Model:
     """Backbone and heads as one model on inputs of the same names."""
     inputs = [
@@ -318,8 +220,8 @@ def _joined(
     made = backbone(inputs)
     early = {}
     for place, exit_head in zip(places, trained, strict=True):
-        early |= exit_head([inputs[0] if place.point.name == INPUT else made[place.name]])
-    return keras.Model(inputs, early | {name: made[name] for name in model.results})
+        early |= exit_head(inputs[0] if place.point.name == INPUT else made[place.name])
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], early | {name: made[name] for name in model.results})
 
 
 def _copy(model: keras.Model) -> keras.Model:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import keras
 
-from partitioner.attach import attach, choose_places
+from partitioner.attach import attach
 from partitioner.exits import Anatomy, anatomy
 from partitioner.parts import Parts, split_parts
+from partitioner.places import choose_places
 from partitioner.samples import Samples
 from partitioner.settings import AUTO, NONE, PartitionSettings
 from partitioner.splits import split_points

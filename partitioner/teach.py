@@ -2,8 +2,8 @@
 
 What is learnt are probabilities: the full model's, whose answers an early exit stands in for, mixed with the true
 labels where they are known (Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531). A tenth
-of the samples is held out; it decides which epoch is kept and when there is nothing more to learn. An epoch is one call
-into TensorFlow: for heads so small, Keras' `fit` would spend most of the time on itself.
+of the samples is held out; it decides which epoch is kept and when there is nothing more to learn. The loop is written
+out here because for heads so small Keras' `fit` spends most of the time on itself.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def teach(
 ) -> float:
     """Train `model` in place until every output in `from_logits` (by name: whether it gives logits) says `wanted`.
 
-    `inputs`: (n, *shape) of each of the model's inputs, in its order; `wanted` (n, classes). The model's outputs are a
-    dict; their cross entropies are added. Adam with a falling rate, for about `steps` batches as far as `EPOCHS`
-    allow. `told(epochs done, epochs in all)`. Returns the least loss on the held-out samples, whose weights are kept.
-    Raises `PermanentError` when it stops being a number.
+    `inputs`: (n, *shape) of each of the model's inputs, in its order; `wanted` (n, classes). The model takes one tensor
+    or a list, and gives a dict; the cross entropies of its outputs are added. Adam with a falling rate, for about
+    `steps` batches as far as `EPOCHS` allow. `told(epochs done, epochs in all)`. Returns the least loss on the held-out
+    samples, whose weights are kept. Raises `PermanentError` when it stops being a number.
     """
     random = np.random.default_rng(seed)
     rows = random.permutation(len(wanted))
@@ -72,26 +72,26 @@ def teach(
     arrays, answers = tuple(tf.constant(array) for array in inputs), tf.constant(wanted)
 
     def loss(some: tf.Tensor, training: bool) -> tf.Tensor:
-        made = model([tf.gather(array, some) for array in arrays], training=training)
+        given = [tf.gather(array, some) for array in arrays]
+        made = model(given if len(given) > 1 else given[0], training=training)
         right = tf.gather(answers, some)
         return tf.add_n([one(right, made[name]) for name, one in losses.items()])
 
-    @tf.function
-    def learn(order: tf.Tensor) -> None:
-        for some in order:
-            with tf.GradientTape() as tape:
-                value = loss(some, True)
-            optimizer.apply_gradients(
-                zip(tape.gradient(value, model.trainable_variables), model.trainable_variables, strict=True)
-            )
+    @tf.function(autograph=False)
+    def learn(some: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            value = loss(some, True)
+        gradients = tape.gradient(value, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False, reduce_retracing=True)
     def judged(some: tf.Tensor) -> tf.Tensor:
         return loss(some, False) * tf.cast(tf.size(some), tf.float32)
 
     best, weights, since = math.inf, model.get_weights(), 0
     for epoch in range(1, epochs + 1):
-        learn(tf.constant(random.permutation(rows)[: once * batch].reshape(once, batch)))
+        for some in random.permutation(rows)[: once * batch].reshape(once, batch):
+            learn(tf.constant(some))
         parts = [float(judged(tf.constant(held[i : i + BATCHES[1]]))) for i in range(0, len(held), BATCHES[1])]
         value = sum(parts) / len(held)
         if not math.isfinite(value):

@@ -1,5 +1,6 @@
 """Early exits attached to a model: they learn, the model stays as it was, and they cost little."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ X_TEST, Y_TEST = blobs(300, 1)
 
 IMAGES = """
 x = keras.Input((12, 12, 1), dtype="uint8", name="image")
-h = layers.Rescaling(1 / 100, -1.0, name="scale")(x)
+h = layers.Normalization(mean=100.0, variance=1e4, name="scale")(x)
+h = layers.Rescaling(1.1, name="again")(h)
 h = layers.Conv2D(8, 3, activation="relu", padding="same", name="block1")(h)
 h = layers.Conv2D(16, 3, strides=2, activation="relu", name="block2")(h)
 h = layers.Conv2D(64, 3, activation="relu", padding="same", name="block3")(h)
@@ -47,7 +49,7 @@ def model_of(source: str) -> Any:
 
 
 def says(model: Any, *inputs: Any) -> dict[str, Any]:
-    return {name: np.asarray(value) for name, value in model(list(inputs)).items()}
+    return {name: np.asarray(value) for name, value in model(list(inputs) if len(inputs) > 1 else inputs[0]).items()}
 
 
 def accuracy(answers: Any) -> float:
@@ -93,11 +95,20 @@ def test_exits_come_where_they_were_asked_for_and_the_raw_input_crosses(frozen: 
     found = anatomy(frozen)
     at = {one.name: found.position(k) for k, one in enumerate(found.exits)}
     assert at.pop("final") == len(found.trunk)
-    assert at == {"exit-input": 0, "exit-input-mlp": 0, "exit-block2": 3}
+    assert at == {"exit-input": 0, "exit-input-mlp": 0, "exit-block2": 4}
     cut = cut_at_exits(found)
     crossing = {piece.name: [(t.dtype, t.shape) for t in piece.crossing] for piece in cut.pieces}
     assert crossing["exit-input"] == crossing["exit-input-mlp"] == [("uint8", (12, 12, 1))]
     assert crossing["exit-block2"] == [("float32", (5, 5, 16))]
+
+
+def test_a_model_with_exits_can_be_saved(frozen: Any, tmp_path: Path) -> None:
+    from partitioner.models import from_file
+
+    frozen.save(tmp_path / "exits.keras")
+    loaded = says(from_file(tmp_path / "exits.keras"), X_TEST)
+    for name, value in says(frozen, X_TEST).items():
+        np.testing.assert_allclose(loaded[name], value, atol=1e-6)
 
 
 def test_attached_exits_survive_cut_and_conversion(frozen: Any) -> None:
@@ -206,8 +217,8 @@ def test_data_that_are_no_numbers_are_refused() -> None:
 
 
 def test_places_are_chosen_where_a_head_pays() -> None:
-    from partitioner.attach import choose_places
     from partitioner.exits import anatomy
+    from partitioner.places import choose_places
 
     blocks = "\n".join(
         f"h = layers.Conv2D({width}, 3, strides={stride}, padding='same', activation='relu', name='block{i}')(h)"
@@ -219,6 +230,8 @@ def test_places_are_chosen_where_a_head_pays() -> None:
     assert choose_places(found) == ["input", "block1", "block3"]
     regression = source.format(blocks, "h = layers.Dense(1)(layers.Flatten()(h))\n", "h")
     assert choose_places(anatomy(model_of(regression))) == []
+    nothing = model_of("model = keras.Sequential([keras.Input((4,)), layers.Activation('softmax')])")
+    assert choose_places(anatomy(nothing)) == []
     small = model_of("model = keras.Sequential([keras.Input((4,)), layers.Dense(5, 'relu'), layers.Dense(3)])")
     assert choose_places(anatomy(small)) == []
 
