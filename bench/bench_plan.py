@@ -26,7 +26,7 @@ from rich.console import Console
 from bench import data
 from bench.chains import quiet_keras, train
 from bench.report import Report
-from sluice.stage.step import Stage, Work, share_of, step, unpack
+from sluice.stage.step import Stage, Work, step, unpack
 from sluice.wire.codec import CODECS, encode_tensor
 from sluice.wire.manifest import Manifest, Provenance
 from sluice.wire.messages import Offload, Outcome, decode, encode
@@ -101,6 +101,8 @@ class Setting:
     name: str
     choice: Choice
     competes: bool
+    begins: Tier
+    """Where the first segment runs."""
     manifest: Manifest
     stages: dict[Tier, Stage]
 
@@ -133,11 +135,10 @@ class Setting:
         return clock.spent
 
     def _on_device(self, sample: Offload, tensors: Any) -> Outcome:
-        point = self.manifest.operating_points[0]
-        if share_of(point, "edge"):
+        if self.begins == "edge":
             return step(self.stages["edge"], [Work(sample, tensors)])[0]
-        sent = tuple(encode_tensor(tensors[spec.name], spec, point.codec) for spec in self.manifest.inputs)
-        return replace(sample, tier=point.placement[0], tensors=sent)
+        sent = tuple(encode_tensor(tensors[spec.name], spec, self.choice.codec) for spec in self.manifest.inputs)
+        return replace(sample, tier=self.begins, tensors=sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +271,8 @@ def make(known: Known, name: str, choice: Choice, competes: bool, link: str) -> 
     )
     running = [one.segment for one in made.exported]
     stages = {tier: Stage(tier, DIGEST, manifest, 0, running) for tier in TIERS}
-    return Setting(name, choice, competes, manifest, stages)
+    begins = made.points[0].point.placement[0]
+    return Setting(name, choice, competes, begins, manifest, stages)
 
 
 def run_link(known: Known, link: str, report: Report, console: Console) -> None:
