@@ -21,7 +21,7 @@ from rich.console import Console
 from bench.chains import LOGITS, har_net, lenet, pieces, quiet_keras, segment_of, train
 from bench.data import Labels, har, mnist
 from bench.report import Report
-from partitioner.coarse import fit_coarse
+from partitioner.segments.coarse import fit_coarse
 from sluice.stage.policy import gate
 from sluice.stage.segment import Array, RunningSegment, load_segment
 from sluice.stage.step import Stage, Work, step, unpack

@@ -29,10 +29,10 @@ from scipy.stats import binom
 
 from bench import data
 from bench.report import Report
-from partitioner.calibrate import confidences, temperature
-from partitioner.certify import Certified, certify, harm_of
-from partitioner.parts import split_parts
-from partitioner.thresholds import NEVER, exits_of, from_safe_start, greedy_path
+from partitioner.promise.calibrate import confidences, temperature
+from partitioner.promise.certify import Certified, certify, harm_of
+from partitioner.promise.parts import split_parts
+from partitioner.promise.thresholds import NEVER, exits_of, from_safe_start, greedy_path
 
 SEEDS = (0, 1, 2)
 """Of training; the drawings differ as well."""

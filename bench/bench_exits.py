@@ -253,7 +253,7 @@ def _trained(model: Keras, sets: Sets, rate: float, seed: int) -> Keras:
 
 def _with_exits(model: Keras, sets: Sets, variants: Sequence[Variant], seed: int) -> Keras:
     """The model with all exits that the variants use, each trained once."""
-    from partitioner.attach import attach
+    from partitioner.early.attach import attach
 
     x = np.concatenate([sets.x_train, sets.x_more])
     y = np.concatenate([sets.y_train, sets.y_more])
@@ -263,11 +263,11 @@ def _with_exits(model: Keras, sets: Sets, variants: Sequence[Variant], seed: int
 
 def _chain(model: Keras, sets: Sets, mode: str, variant: Variant | None, seed: int) -> Chain:
     """`model` cut at the variant's exits and exported, with thresholds certified on the calibration samples."""
-    from partitioner import calibrate, certify, thresholds
-    from partitioner.cut import cut, ends_of, logits_model
-    from partitioner.exits import anatomy
-    from partitioner.export import export
-    from partitioner.parts import split_parts
+    from partitioner.anatomy.cut import cut, ends_of, logits_model
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.promise import calibrate, certify, thresholds
+    from partitioner.promise.parts import split_parts
+    from partitioner.segments.export import export
 
     found = anatomy(model)
     names = [f"exit-{place.replace(':', '-')}" for place in (variant.exits if variant else ())]

@@ -172,12 +172,12 @@ def run(console: Console, uplinks: Sequence[str] = UPLINKS) -> Report:
 def learn(console: Console, uplinks: Sequence[str]) -> Known:
     """Train the model, and measure it as `sluice partition` does."""
     from partitioner import reference
-    from partitioner.exits import anatomy
-    from partitioner.link import parse_link
-    from partitioner.parts import split_parts
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.splits import split_points
+    from partitioner.planning.link import parse_link
+    from partitioner.planning.scene import candidate_points, measure
+    from partitioner.promise.parts import split_parts
     from partitioner.samples import Samples
-    from partitioner.scene import candidate_points, measure
-    from partitioner.splits import split_points
 
     x_train, y_train, x_test, y_test = data.mnist()
     order = np.random.default_rng(0).permutation(len(x_test))  # its second half is harder than its first
@@ -231,7 +231,7 @@ def settings_for(uplink: str, **more: Any) -> Any:
 
 def settings_of(known: Known, link: str) -> Iterator[tuple[str, Choice, bool]]:
     """(name, choice, whether it competes): the plan's own first, then what else might have been."""
-    from partitioner.plan import Wish, plan
+    from partitioner.planning.plan import Wish, plan
 
     scene = known.measured[link].scene
     wish = Wish("latency", EPSILON, DELTA, len(known.parts.certify), tuple(CODECS))
@@ -248,9 +248,9 @@ def settings_of(known: Known, link: str) -> Iterator[tuple[str, Choice, bool]]:
 
 def make(known: Known, name: str, choice: Choice, competes: bool, link: str) -> Setting:
     """`choice`, cut, converted and calibrated as `sluice partition` would, its thresholds as they are."""
-    from partitioner.cut import ends_of
-    from partitioner.decide import DEFAULT, Decided
+    from partitioner.anatomy.cut import ends_of
     from partitioner.operate import operate
+    from partitioner.planning.decide import DEFAULT, Decided
 
     measured = known.measured[link]
     cuts = [measured.points[i] for i in sorted({choice.edge_end, choice.fog_end}) if i < len(measured.points)]
@@ -277,7 +277,7 @@ def make(known: Known, name: str, choice: Choice, competes: bool, link: str) -> 
 
 def run_link(known: Known, link: str, report: Report, console: Console) -> None:
     """All settings over one uplink."""
-    from partitioner.link import parse_link
+    from partitioner.planning.link import parse_link
 
     settings: list[Setting] = []
     for name, choice, competes in settings_of(known, link):
@@ -334,7 +334,7 @@ def judge(link: str, settings: Sequence[Setting], ms: Floats, report: Report, co
 
 def plan_time(report: Report) -> None:
     """How long planning takes."""
-    from partitioner.plan import Wish, plan
+    from partitioner.planning.plan import Wish, plan
 
     made = made_up(points=81, at=(0, 20, 45), n=800)
     row = report.row("planning a model with 80 split points, 3 exits, 7 codecs (wanted: ≤ 10 s)", "s")
@@ -347,9 +347,9 @@ def plan_time(report: Report) -> None:
 
 def made_up(points: int, at: Sequence[int], n: int) -> Any:
     """Measurements of a model that there is not: exits at the points `at`, `n` samples."""
-    from partitioner.handling import Handling
-    from partitioner.link import Link
-    from partitioner.plan import EarlyExit, Point, Scene
+    from partitioner.planning.handling import Handling
+    from partitioner.planning.link import Link
+    from partitioner.planning.plan import EarlyExit, Point, Scene
 
     random = np.random.default_rng(0)
     speed: dict[Tier, float] = {"edge": SLOW, "fog": 1.0, "cloud": 0.3}

@@ -102,7 +102,7 @@ def partition(
     from pydantic import ValidationError
     from rich.progress import Progress
 
-    from partitioner.models import from_file
+    from partitioner.anatomy.models import from_file
     from partitioner.partition import Source
     from partitioner.partition import partition as make
     from partitioner.samples import label_names, read_npz
@@ -146,9 +146,9 @@ def splits(
     from rich.console import Console
     from rich.table import Table
 
-    from partitioner.exits import anatomy
-    from partitioner.models import from_file
-    from partitioner.splits import as_rows, split_points
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_file
+    from partitioner.anatomy.splits import as_rows, split_points
 
     rows = as_rows(split_points(anatomy(from_file(model))))
     if as_json:

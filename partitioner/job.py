@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 import keras
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from partitioner.cut import Cut, cut_at_exits
+from partitioner.anatomy.cut import Cut, cut_at_exits
+from partitioner.anatomy.exits import Anatomy, anatomy
+from partitioner.anatomy.models import load_model
+from partitioner.anatomy.splits import as_rows, split_points
 from partitioner.events import Events, read_job
-from partitioner.exits import Anatomy, anatomy
-from partitioner.models import load_model
 from partitioner.partition import Source, partition
 from partitioner.settings import PartitionSettings
-from partitioner.splits import as_rows, split_points
 from sluice.wire.errors import PermanentError
 from sluice.wire.state import Announcement
 

@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partitioner import reference
-from partitioner.calibrate import confidences, expected, temperature
-from partitioner.certify import Certified, as_certificate, certify, given_thresholds, harm_of
-from partitioner.chain import Passage, ranges_of, run_chain, with_scales
-from partitioner.coarse import fit_coarse
-from partitioner.cut import check_size, cut, logits_model
-from partitioner.decide import DEFAULT, Decided
-from partitioner.exits import Anatomy
-from partitioner.export import Exported, export, tensor_spec
-from partitioner.parts import Parts
-from partitioner.plan import Choice, figures, hopeful_harm
+from partitioner.anatomy.cut import check_size, cut, logits_model
+from partitioner.anatomy.exits import Anatomy
+from partitioner.planning.decide import DEFAULT, Decided
+from partitioner.planning.plan import Choice, figures, hopeful_harm
+from partitioner.planning.scene import LOSSLESS, Measured
+from partitioner.promise.calibrate import confidences, expected, temperature
+from partitioner.promise.certify import Certified, as_certificate, certify, given_thresholds, harm_of
+from partitioner.promise.parts import Parts
+from partitioner.promise.thresholds import NEVER, exits_of, from_safe_start, greedy_path
 from partitioner.samples import Arrays, Samples
-from partitioner.scene import LOSSLESS, Measured
+from partitioner.segments.chain import Passage, ranges_of, run_chain, with_scales
+from partitioner.segments.coarse import fit_coarse
+from partitioner.segments.export import Exported, export, tensor_spec
 from partitioner.settings import PartitionSettings
-from partitioner.thresholds import NEVER, exits_of, from_safe_start, greedy_path
 from sluice.stage.segment import RunningSegment
 from sluice.wire.manifest import ExitPolicy, OperatingPoint, Segment, TensorSpec
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from partitioner.crosscheck import OTHER, crosscheck
-from partitioner.exits import Task
-from partitioner.export import Exported
+from partitioner.anatomy.exits import Task
 from partitioner.quiet import held
+from partitioner.segments.crosscheck import OTHER, crosscheck
+from partitioner.segments.export import Exported
 from sluice.stage.segment import Arrays
 from sluice.wire import bundle
 from sluice.wire.errors import PermanentError

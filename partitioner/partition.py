@@ -15,17 +15,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from partitioner import findings, reference, report
-from partitioner.decide import decide, settle
-from partitioner.equip import equip
-from partitioner.exits import Anatomy, anatomy
-from partitioner.models import in_float32
+from partitioner import reference
+from partitioner.anatomy.exits import Anatomy, anatomy
+from partitioner.anatomy.models import in_float32
+from partitioner.anatomy.splits import split_points
+from partitioner.early.equip import equip
 from partitioner.operate import operate
 from partitioner.pack import check_place, pack
+from partitioner.planning.decide import decide, settle
+from partitioner.planning.scene import candidate_points, measure
+from partitioner.report import findings, page
 from partitioner.samples import Array, Samples, fitting
-from partitioner.scene import candidate_points, measure
 from partitioner.settings import AUTO, PartitionSettings
-from partitioner.splits import split_points
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import check_name
 
@@ -109,7 +110,7 @@ def partition(
         slices=source.slices,
         sign=sign,
         warn=warnings.append,
-        extras=lambda digest: report.files({**told, "digest": digest, "warnings": warnings}),
+        extras=lambda digest: page.files({**told, "digest": digest, "warnings": warnings}),
     )
     return {
         "digest": digest,

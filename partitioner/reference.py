@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.cut import LOGITS, Cut, cut, ends_of, logits_model
-from partitioner.exits import Anatomy
+from partitioner.anatomy.cut import LOGITS, Cut, cut, ends_of, logits_model
+from partitioner.anatomy.exits import Anatomy
 from partitioner.samples import Arrays, Samples
 from sluice.wire.errors import PermanentError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.cut import Crossing
+from partitioner.anatomy.cut import Crossing
 from sluice.wire.errors import PermanentError
 
 LEAST = 20

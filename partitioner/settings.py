@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from partitioner.link import parse_link
+from partitioner.planning.link import parse_link
 from sluice.stage.policy import MEASURES
 from sluice.wire.codec import CODECS
 from sluice.wire.manifest import Quantize

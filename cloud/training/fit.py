@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import keras
 
-from partitioner.exits import Anatomy, gives_logits
+from partitioner.anatomy.exits import Anatomy, gives_logits
 from sluice.streams.samples import Array, Labels
 from sluice.streams.tensorflow import dataset
 from sluice.wire.errors import PermanentError

@@ -16,9 +16,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from cloud.training.fit import Data, fit
+from partitioner.anatomy.exits import Anatomy, anatomy
+from partitioner.anatomy.models import load_model
 from partitioner.events import Events, read_job
-from partitioner.exits import Anatomy, anatomy
-from partitioner.models import load_model
 from sluice.doors.kafka import KafkaCluster
 from sluice.streams.reader import load_stream, split_stream
 from sluice.streams.samples import Array, Labels

@@ -6,7 +6,7 @@ The codec is part of the operating point, and calibration runs through it, so it
 checked against the manifest before anything is decompressed.
 
 Codec coarse is that of Cohen, Choi and Bajić, "Lightweight Compression of Intermediate Neural Network Features for
-Collaborative Intelligence", arXiv 2105.06002, with another entropy coder: see `partitioner/coarse.py`.
+Collaborative Intelligence", arXiv 2105.06002, with another entropy coder: see `partitioner/segments/coarse.py`.
 """
 
 from __future__ import annotations

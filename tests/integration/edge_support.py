@@ -99,7 +99,7 @@ def write(source: Path, folder: Path, manifest: Manifest, point: Any, key: Ed255
 
 def make_bundle(folder: Path) -> MadeBundle:
     """Partition a small, untrained model (TensorFlow) and set the threshold of its first exit in the middle."""
-    from partitioner.models import from_source
+    from partitioner.anatomy.models import from_source
     from partitioner.partition import Source, partition
     from partitioner.settings import PartitionSettings
 

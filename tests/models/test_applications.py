@@ -22,8 +22,8 @@ def model(request: pytest.FixtureRequest) -> tuple[str, bool, Any]:
 
 
 def test_split_points_and_the_ends_of_blocks_among_them(model: tuple[str, bool, Any]) -> None:
-    from partitioner.exits import anatomy
-    from partitioner.splits import split_points
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.splits import split_points
 
     name, as_it_is, built = model
     found = anatomy(built)
@@ -49,8 +49,8 @@ def test_split_points_and_the_ends_of_blocks_among_them(model: tuple[str, bool, 
 
 
 def test_known_places_of_mobilenet() -> None:
-    from partitioner.exits import anatomy
-    from partitioner.splits import find_split, split_points
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.splits import find_split, split_points
 
     for built in (whole("MobileNetV2"), transferred("MobileNetV2")):
         points = split_points(anatomy(built))
@@ -65,9 +65,9 @@ def test_known_places_of_mobilenet() -> None:
 
 
 def test_cut_at_two_ends_of_blocks_it_is_the_model_again(model: tuple[str, bool, Any]) -> None:
-    from partitioner.cut import cut, ends_of, piece_model
-    from partitioner.exits import anatomy
-    from partitioner.splits import split_points
+    from partitioner.anatomy.cut import cut, ends_of, piece_model
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.splits import split_points
 
     _, _, built = model
     found = anatomy(built)

@@ -39,11 +39,11 @@ def calm(name: str, x: Any) -> Any:
     ("name", "quantize"), [*((name, "float32") for name in NAMES), ("MobileNetV2", "float16"), ("MobileNetV2", "int8")]
 )
 def test_the_chain_of_segments_answers_as_keras(name: str, quantize: str) -> None:
-    from partitioner.chain import ranges_of, run_chain, with_scales
-    from partitioner.cut import cut, ends_of, logits_model
-    from partitioner.exits import anatomy
-    from partitioner.export import agreement, export, tensor_spec
-    from partitioner.splits import split_points
+    from partitioner.anatomy.cut import cut, ends_of, logits_model
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.splits import split_points
+    from partitioner.segments.chain import ranges_of, run_chain, with_scales
+    from partitioner.segments.export import agreement, export, tensor_spec
 
     x = images(48, "float32")
     x = x / 127.5 - 1 if name == "MobileNetV2" else x

@@ -98,7 +98,7 @@ model = keras.Model(x, {"mask": mask, "count": count})
 
 def build(source: str) -> Any:
     """The model, with weights that let no path through it vanish."""
-    from partitioner.models import from_source
+    from partitioner.anatomy.models import from_source
 
     model = from_source(source)
     rng = np.random.default_rng(1)
@@ -118,7 +118,7 @@ def samples(model: Any, n: int = 3) -> list[Any]:
 
 def flow(cut: Any, inputs: list[Any]) -> tuple[dict[str, Any], list[Any]]:
     """All tensors, and the logits of each exit, of the pieces one after the other; a piece sees what crosses to it."""
-    from partitioner.cut import piece_model
+    from partitioner.anatomy.cut import piece_model
 
     every = dict(zip([t.name for t in cut.inputs], inputs, strict=True))
     crossed = dict(every)

@@ -42,7 +42,7 @@ model = keras.Model(x, layers.Dense(4, activation="softmax", name="final")(layer
 def model_of(source: str) -> Any:
     import keras
 
-    from partitioner.models import from_source
+    from partitioner.anatomy.models import from_source
 
     keras.utils.set_random_seed(0)
     return from_source(source)
@@ -66,7 +66,7 @@ def full() -> Any:
 
 @pytest.fixture(scope="module")
 def frozen(full: Any) -> Any:
-    from partitioner.attach import attach
+    from partitioner.early.attach import attach
 
     told: list[tuple[str, int, int]] = []
     made = attach(
@@ -89,8 +89,8 @@ def test_frozen_exits_learn_and_the_model_stays_as_it_was(full: Any, frozen: Any
 
 
 def test_exits_come_where_they_were_asked_for_and_the_raw_input_crosses(frozen: Any) -> None:
-    from partitioner.cut import cut_at_exits
-    from partitioner.exits import anatomy
+    from partitioner.anatomy.cut import cut_at_exits
+    from partitioner.anatomy.exits import anatomy
 
     found = anatomy(frozen)
     at = {one.name: found.position(k) for k, one in enumerate(found.exits)}
@@ -103,7 +103,7 @@ def test_exits_come_where_they_were_asked_for_and_the_raw_input_crosses(frozen: 
 
 
 def test_a_model_with_exits_can_be_saved(frozen: Any, tmp_path: Path) -> None:
-    from partitioner.models import from_file
+    from partitioner.anatomy.models import from_file
 
     frozen.save(tmp_path / "exits.keras")
     loaded = says(from_file(tmp_path / "exits.keras"), X_TEST)
@@ -112,9 +112,9 @@ def test_a_model_with_exits_can_be_saved(frozen: Any, tmp_path: Path) -> None:
 
 
 def test_attached_exits_survive_cut_and_conversion(frozen: Any) -> None:
-    from partitioner.cut import cut_at_exits, logits_model
-    from partitioner.exits import anatomy
-    from partitioner.export import export
+    from partitioner.anatomy.cut import cut_at_exits, logits_model
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.segments.export import export
 
     cut = cut_at_exits(anatomy(frozen))
     for quantize in ("float32", "int8"):
@@ -124,7 +124,7 @@ def test_attached_exits_survive_cut_and_conversion(frozen: Any) -> None:
 def test_joint_training_improves_all_exits_together_and_copies_the_model(full: Any) -> None:
     import keras
 
-    from partitioner.attach import attach
+    from partitioner.early.attach import attach
 
     before = full.get_weights()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -138,7 +138,7 @@ def test_joint_training_improves_all_exits_together_and_copies_the_model(full: A
 
 
 def test_without_labels_the_full_models_answers_are_learnt(full: Any) -> None:
-    from partitioner.attach import attach
+    from partitioner.early.attach import attach
 
     made = says(attach(full, ["block2:linear"], {"image": X}), X_TEST)
     agree = made["exit-block2-linear"].argmax(axis=1) == made["final"].argmax(axis=1)
@@ -146,7 +146,7 @@ def test_without_labels_the_full_models_answers_are_learnt(full: Any) -> None:
 
 
 def test_the_same_seed_gives_the_same_exit(full: Any) -> None:
-    from partitioner.attach import attach
+    from partitioner.early.attach import attach
 
     once, again, other = (
         says(attach(full, ["input:linear"], {"image": X[:100]}, Y[:100], seed=seed), X_TEST)["exit-input-linear"]
@@ -157,8 +157,8 @@ def test_the_same_seed_gives_the_same_exit(full: Any) -> None:
 
 
 def test_nested_models_several_inputs_and_wild_scales() -> None:
-    from partitioner.attach import attach
-    from partitioner.exits import anatomy
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.early.attach import attach
 
     model = model_of(
         "inner = keras.Sequential([keras.Input((6,)), layers.Dense(8, 'relu', name='dense')], name='inner')\n"
@@ -193,7 +193,7 @@ def test_nested_models_several_inputs_and_wild_scales() -> None:
 def test_what_cannot_be_attached_is_refused_in_one_line(
     full: Any, places: list[str], change: dict[str, Any], reason: str
 ) -> None:
-    from partitioner.attach import attach
+    from partitioner.early.attach import attach
 
     with pytest.raises(PermanentError, match=reason) as caught:
         attach(full, places, {"image": change.get("x", X)}, change.get("y", Y))
@@ -201,7 +201,7 @@ def test_what_cannot_be_attached_is_refused_in_one_line(
 
 
 def test_data_that_are_no_numbers_are_refused() -> None:
-    from partitioner.attach import attach
+    from partitioner.early.attach import attach
 
     model = model_of(
         "x = keras.Input((5,), name='v')\nmodel = keras.Model(x, layers.Dense(3)(layers.Dense(99, name='h')(x)))"
@@ -217,8 +217,8 @@ def test_data_that_are_no_numbers_are_refused() -> None:
 
 
 def test_places_are_chosen_where_a_head_pays() -> None:
-    from partitioner.exits import anatomy
-    from partitioner.places import choose_places
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.early.places import choose_places
 
     blocks = "\n".join(
         f"h = layers.Conv2D({width}, 3, strides={stride}, padding='same', activation='relu', name='block{i}')(h)"
@@ -240,7 +240,7 @@ def test_places_are_chosen_where_a_head_pays() -> None:
 def test_every_head_takes_every_shape(shape: tuple[int, ...]) -> None:
     import keras
 
-    from partitioner import heads
+    from partitioner.early import heads
 
     for name, head in heads.HEADS.items():
         given = keras.Input(shape)

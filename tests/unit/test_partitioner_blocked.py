@@ -16,14 +16,14 @@ model = keras.Model([x], {{"h0": h}})
 
 
 def model_of(**change: Any) -> Any:
-    from partitioner.models import from_source
+    from partitioner.anatomy.models import from_source
 
     told = {"shape": (12, 12, 1), "filters": 5, "kernel": 5, "padding": "same", "activation": "relu", "pool": 2}
     return from_source(BLOCK.format(**told | change))
 
 
 def operations(content: bytes) -> list[str]:
-    from partitioner.tflite import File
+    from partitioner.segments.tflite import File
 
     return [operation.name for operation in File(content).operations]
 
@@ -39,7 +39,7 @@ def operations(content: bytes) -> list[str]:
     ],
 )
 def test_blocks_give_the_same(change: dict[str, Any]) -> None:
-    from partitioner.convert import convert
+    from partitioner.segments.convert import convert
     from sluice.stage.segment import load_segment
     from sluice.wire.manifest import Blob, Segment, TensorSpec
 
@@ -67,16 +67,16 @@ def test_blocks_give_the_same(change: dict[str, Any]) -> None:
     [{"shape": (12, 12, 2)}, {"filters": 17}, {"shape": (11, 11, 1)}, {"pool": 3}],
 )
 def test_other_convolutions_stay_as_they_are(change: dict[str, Any]) -> None:
-    from partitioner.blocked import blocked
-    from partitioner.graph import walk
+    from partitioner.anatomy.graph import walk
+    from partitioner.segments.blocked import blocked
 
     assert blocked(walk(model_of(**change))) == {}
 
 
 def test_a_convolution_that_something_else_reads_stays_as_it_is() -> None:
-    from partitioner.blocked import blocked
-    from partitioner.graph import walk
-    from partitioner.models import from_source
+    from partitioner.anatomy.graph import walk
+    from partitioner.anatomy.models import from_source
+    from partitioner.segments.blocked import blocked
 
     narrow = "x = keras.Input((8, 8, 1))\nc = layers.Conv2D(4, 3, padding='same')(x)\np = layers.MaxPooling2D(2)(c)\n"
     for outputs in ("{'p': p, 'c': c}", "{'p': p, 'q': layers.Flatten()(c)}"):

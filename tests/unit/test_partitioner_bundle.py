@@ -46,8 +46,8 @@ def blobs(n: int, seed: int) -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def trained() -> Any:
     from cloud.training.fit import Data, fit
-    from partitioner.exits import anatomy
-    from partitioner.models import from_source
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
 
     model = from_source(MODEL)
     fit(
@@ -124,7 +124,7 @@ def test_the_chain_of_segments_answers_as_keras(trained: Any, bundle: Path) -> N
 
 def test_the_operating_points_keep_their_word_on_new_samples(trained: Any, bundle: Path) -> None:
     """4000 new samples from the same source: disagreement with the full model is at most ε."""
-    from partitioner.chain import run_chain
+    from partitioner.segments.chain import run_chain
     from sluice.stage.policy import gate, passes
 
     manifest = manifest_of(bundle)
@@ -255,7 +255,7 @@ def test_golden_samples_are_there_for_every_segment(bundle: Path) -> None:
 
 @pytest.mark.parametrize("values", [(0.0, 4.0), (-1.0, 1.0), (-3.0, -1.0), (0.0, 0.0)])
 def test_an_int8_scale_holds_the_whole_range_and_zero(values: tuple[float, float]) -> None:
-    from partitioner.chain import affine
+    from partitioner.segments.chain import affine
     from sluice.wire.codec import round_trip
     from sluice.wire.manifest import TensorSpec
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from partitioner.calibrate import confidences, expected, reliability, sweep, temperature
-from partitioner.chain import Passage
+from partitioner.promise.calibrate import confidences, expected, reliability, sweep, temperature
+from partitioner.segments.chain import Passage
 from sluice.stage.policy import gate
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from partitioner.certify import (
+from partitioner.promise.certify import (
     BETTING,
     BINOMIAL,
     Certified,
@@ -17,8 +17,8 @@ from partitioner.certify import (
     p_value,
     samples_needed,
 )
-from partitioner.parts import split_parts
-from partitioner.thresholds import NEVER, exits_of, from_safe_start, greedy_path
+from partitioner.promise.parts import split_parts
+from partitioner.promise.thresholds import NEVER, exits_of, from_safe_start, greedy_path
 from sluice.wire.errors import PermanentError
 
 CLASSES = 5

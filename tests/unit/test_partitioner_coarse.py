@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from partitioner.coarse import DICTIONARY_BYTES, fit_coarse
+from partitioner.segments.coarse import DICTIONARY_BYTES, fit_coarse
 from sluice.wire.codec import payload_sizes, round_trip
 from sluice.wire.manifest import TensorSpec
 

@@ -80,8 +80,8 @@ class Made:
 
     def scaled(self) -> tuple[list[Any], list[list[Any]]]:
         """The segments with scales, and what crosses into each."""
-        from partitioner.chain import ranges_of, with_scales
-        from partitioner.export import tensor_spec
+        from partitioner.segments.chain import ranges_of, with_scales
+        from partitioner.segments.export import tensor_spec
 
         ranges = ranges_of([one.segment for one in self.exported], self.samples)
         segments = with_scales([one.spec for one in self.exported], ranges)
@@ -94,10 +94,10 @@ def prepare(source: str, points: tuple[str, ...] = (), n: int = 100) -> Made:
     """The model of `source` cut at its exits and `points`, and random samples of its inputs."""
     import keras
 
-    from partitioner.cut import cut, ends_of, logits_model
-    from partitioner.exits import anatomy
-    from partitioner.models import from_source
-    from partitioner.splits import find_split, split_points
+    from partitioner.anatomy.cut import cut, ends_of, logits_model
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
+    from partitioner.anatomy.splits import find_split, split_points
 
     keras.utils.set_random_seed(1)
     found = anatomy(from_source(source))
@@ -114,7 +114,7 @@ def prepare(source: str, points: tuple[str, ...] = (), n: int = 100) -> Made:
 
 
 def exported(source: str, quantize: str, points: tuple[str, ...] = ()) -> Made:
-    from partitioner.export import export
+    from partitioner.segments.export import export
 
     made = prepare(source, points)
     made.exported = export(made.cut, made.full, made.samples, quantize)
@@ -183,7 +183,7 @@ def test_several_inputs_and_several_crossing_tensors(quantize: str) -> None:
 
 @pytest.mark.parametrize("quantize", MODES)
 def test_a_model_that_does_not_classify(quantize: str) -> None:
-    from partitioner.chain import run_chain
+    from partitioner.segments.chain import run_chain
 
     made = exported(RESULTS, quantize, ("half",))
     assert [one.spec.exit for one in made.exported] == [None, None]
@@ -200,8 +200,8 @@ def test_a_model_that_does_not_classify(quantize: str) -> None:
 
 def test_int8_logits_are_finer_than_eight_bits(images: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes the logits stays in float, unless it has very many weights."""
-    from partitioner import convert
-    from partitioner.tflite import File
+    from partitioner.segments import convert
+    from partitioner.segments.tflite import File
 
     logits = images["int8"].outputs()[2]["logits"]
     assert len(np.unique(logits)) > 300
@@ -211,7 +211,7 @@ def test_int8_logits_are_finer_than_eight_bits(images: dict[str, Made], monkeypa
 
 
 def test_int8_keeps_preprocessing_and_convolutions_of_few_channels_in_float(images: dict[str, Made]) -> None:
-    from partitioner.tflite import File
+    from partitioner.segments.tflite import File
 
     file = File(images["int8"].exported[0].content)
     kinds = [operation.name for operation in file.operations]
@@ -230,7 +230,7 @@ def test_int8_weights_without_a_bias_have_one_scale(images: dict[str, Made]) -> 
 
 def test_codec_int8_loses_nothing_of_what_an_int8_segment_makes() -> None:
     """The scale in the manifest is the file's own, on both sides of the cut and wherever the tensor passes."""
-    from partitioner.chain import run_chain
+    from partitioner.segments.chain import run_chain
 
     made = exported(TWO, "int8")
     fixed = {spec.name: spec for one in made.exported for spec in one.spec.outputs}
@@ -260,7 +260,7 @@ def test_what_int8_gives_no_scale_gets_one_from_its_range(images: dict[str, Made
 
 
 def test_int8_takes_its_ranges_from_what_the_converted_segments_before_it_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    from partitioner import export as room
+    from partitioner.segments import export as room
 
     right, seen = room.convert, []
 
@@ -278,7 +278,7 @@ def test_int8_takes_its_ranges_from_what_the_converted_segments_before_it_make(m
 
 
 def test_bytes_sent_are_those_of_each_message(images: dict[str, Made]) -> None:
-    from partitioner.chain import run_chain
+    from partitioner.segments.chain import run_chain
 
     made = images["float32"]
     _, crossings = made.scaled()
@@ -328,7 +328,7 @@ def test_a_segment_that_computes_something_else_is_refused(
 ) -> None:
     import keras
 
-    from partitioner import export as room
+    from partitioner.segments import export as room
 
     right = room.convert
 
@@ -345,7 +345,7 @@ def test_a_batch_that_was_baked_in_is_refused(monkeypatch: pytest.MonkeyPatch) -
     import keras
     from keras import layers
 
-    from partitioner import export as room
+    from partitioner.segments import export as room
 
     right = room.convert
 
@@ -360,7 +360,7 @@ def test_a_batch_that_was_baked_in_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_chain_that_is_put_together_wrongly_is_refused() -> None:
     """Each segment may be right and the whole wrong: here the full model is another one."""
-    from partitioner.export import export
+    from partitioner.segments.export import export
 
     for quantize, said in (("float32", "'logits' is off by"), ("int8", "int8 makes 'logits' wrong")):
         made, other = prepare(DENSE), prepare(DENSE)
@@ -371,7 +371,7 @@ def test_a_chain_that_is_put_together_wrongly_is_refused() -> None:
 
 
 def test_how_int8_is_judged() -> None:
-    from partitioner.export import agreement, difference, mean_error
+    from partitioner.segments.export import agreement, difference, mean_error
 
     clear = np.array([[9, 0], [0, 9], [9, 0], [1, 0], [0, 1], [1, 0.0]])
     flipped = clear.copy()
@@ -384,7 +384,7 @@ def test_how_int8_is_judged() -> None:
 
 
 def test_operations_that_devices_do_not_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from partitioner import convert
+    from partitioner.segments import convert
 
     for operation, said in (("FlexErfinv", "no device's runtime has"), ("VAR_HANDLE", "converted without its weights")):
         found = SimpleNamespace(name=operation, custom=operation.startswith("Flex"))

@@ -22,14 +22,14 @@ model = keras.Model(x, {"z1": first, "a3": final, "m2": second})
 
 
 def anatomy_of(source: str) -> Any:
-    from partitioner.exits import anatomy
-    from partitioner.models import from_source
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
 
     return anatomy(from_source(source))
 
 
 def cut_of(source: str) -> Any:
-    from partitioner.cut import cut_at_exits
+    from partitioner.anatomy.cut import cut_at_exits
 
     return cut_at_exits(anatomy_of(source))
 
@@ -59,7 +59,7 @@ def test_a_large_early_classifier_does_not_move_its_exit() -> None:
 
 
 def test_a_skip_connection_crosses_as_a_tensor_of_its_own() -> None:
-    from partitioner.cut import logits_model, piece_model
+    from partitioner.anatomy.cut import logits_model, piece_model
 
     cut = cut_of(SKIP)
     one, two, three = cut.pieces
@@ -80,7 +80,7 @@ def test_a_skip_connection_crosses_as_a_tensor_of_its_own() -> None:
 
 
 def test_a_cut_that_misses_the_skip_connection_names_the_operation() -> None:
-    from partitioner.graph import rebuild
+    from partitioner.anatomy.graph import rebuild
 
     cut = cut_of(SKIP)
     final = cut.pieces[2]
@@ -98,9 +98,9 @@ def test_a_cut_that_misses_the_skip_connection_names_the_operation() -> None:
     ],
 )
 def test_a_final_softmax_is_taken_off(ending: str) -> None:
-    from partitioner.cut import cut_at_exits, logits_model
-    from partitioner.exits import anatomy
-    from partitioner.models import from_source
+    from partitioner.anatomy.cut import cut_at_exits, logits_model
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
 
     model = from_source(f"x = keras.Input((6,))\nh = layers.Dense(8)(x)\nmodel = keras.Model(x, {ending})")
     x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
@@ -111,7 +111,7 @@ def test_a_final_softmax_is_taken_off(ending: str) -> None:
 
 
 def test_a_layer_used_on_both_sides_of_a_cut() -> None:
-    from partitioner.cut import logits_model, piece_model
+    from partitioner.anatomy.cut import logits_model, piece_model
 
     cut = cut_of(
         "shared = layers.Dense(6, activation='tanh')\nx = keras.Input((6,))\na = shared(x)\n"
@@ -248,8 +248,8 @@ def test_models_that_cannot_be_cut(source: str, reason: str) -> None:
     ],
 )
 def test_outputs_that_are_no_exits_are_results(outputs: str, reason: str) -> None:
-    from partitioner.exits import anatomy
-    from partitioner.models import from_source
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
 
     model = from_source(f"x = keras.Input((4,))\nmodel = keras.Model(x, {outputs})")
     found = anatomy(model)
@@ -261,8 +261,8 @@ def test_outputs_that_are_no_exits_are_results(outputs: str, reason: str) -> Non
 
 
 def test_a_regression_that_looks_like_logits_can_be_told_apart() -> None:
-    from partitioner.exits import anatomy
-    from partitioner.models import from_source
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
 
     model = from_source("x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(2)(x))")
     assert anatomy(model).task == "classification"
@@ -289,7 +289,7 @@ def test_a_subclass_that_only_adds_training_is_functional_all_the_same() -> None
 
 
 def test_layers_of_one_name_go_together_and_keep_their_names() -> None:
-    from partitioner.cut import logits_model
+    from partitioner.anatomy.cut import logits_model
 
     cut = cut_of(
         "inner = keras.Sequential([keras.Input((4, 2)), layers.GRU(2, return_sequences=True, name='x')])\n"

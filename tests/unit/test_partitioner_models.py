@@ -31,7 +31,7 @@ model = keras.Model(x, layers.Dense(3)(x))
     ],
 )
 def test_broken_source_is_named_with_its_line(source: str, reason: str) -> None:
-    from partitioner.models import from_source
+    from partitioner.anatomy.models import from_source
 
     with pytest.raises(PermanentError, match=reason) as caught:
         from_source(source)
@@ -39,7 +39,7 @@ def test_broken_source_is_named_with_its_line(source: str, reason: str) -> None:
 
 
 def test_source_and_file_give_the_model(tmp_path: Path) -> None:
-    from partitioner.models import from_file, from_source, load_model
+    from partitioner.anatomy.models import from_file, from_source, load_model
 
     model = from_source(GOOD)
     model.save(tmp_path / "m.keras")
@@ -51,7 +51,7 @@ def test_source_and_file_give_the_model(tmp_path: Path) -> None:
 
 
 def test_files_that_would_run_code_are_refused_by_the_layers_name(tmp_path: Path) -> None:
-    from partitioner.models import from_file, from_source
+    from partitioner.anatomy.models import from_file, from_source
 
     model = from_source("x = keras.Input((4,))\nmodel = keras.Model(x, layers.Lambda(lambda v: v, name='odd')(x))")
     model.save(tmp_path / "lambda.keras")
@@ -65,7 +65,7 @@ def test_files_that_would_run_code_are_refused_by_the_layers_name(tmp_path: Path
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
-    from partitioner.models import from_file, from_source
+    from partitioner.anatomy.models import from_file, from_source
 
     with pytest.raises(PermanentError, match=r"none.keras cannot be read: No such file"):
         from_file(tmp_path / "none.keras")
@@ -99,8 +99,8 @@ def flipped(content: bytes) -> bytes:
 def test_half_precision_becomes_float32_with_the_same_weights(policy: str, tmp_path: Path) -> None:
     import keras
 
-    from partitioner.exits import anatomy
-    from partitioner.models import from_file, from_source, in_float32
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_file, from_source, in_float32
 
     source = f"""
 keras.config.set_dtype_policy("{policy}")

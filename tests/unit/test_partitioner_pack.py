@@ -35,11 +35,11 @@ def parts() -> dict[str, dict[str, Any]]:
     """What `pack` is given, by the arithmetic of the segments."""
     import keras
 
-    from partitioner.chain import ranges_of, with_scales
-    from partitioner.cut import cut_at_exits, logits_model
-    from partitioner.exits import anatomy
-    from partitioner.export import export
-    from partitioner.models import from_source
+    from partitioner.anatomy.cut import cut_at_exits, logits_model
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
+    from partitioner.segments.chain import ranges_of, with_scales
+    from partitioner.segments.export import export
 
     keras.utils.set_random_seed(0)
     cut = cut_at_exits(anatomy(from_source(MODEL)))
@@ -129,7 +129,7 @@ def test_a_failure_leaves_nothing_not_even_a_folder(
 def test_the_other_runtime_is_asked_where_it_is(
     parts: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from partitioner import crosscheck as room
+    from partitioner.segments import crosscheck as room
 
     monkeypatch.setattr(room.importlib.util, "find_spec", lambda _: None)
     assert room.crosscheck(tmp_path).skipped == "tflite-runtime is not installed"
@@ -167,7 +167,7 @@ def test_the_other_runtime_is_asked_where_it_is(
 
 def test_the_process_of_the_other_runtime(bundle: Path) -> None:
     """It never imports the runtime of this one; without the other it says so in a line."""
-    command = [sys.executable, "-m", "partitioner.crosscheck", str(bundle)]
+    command = [sys.executable, "-m", "partitioner.segments.crosscheck", str(bundle)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) in (
         (2, "no TFLite runtime: install ai-edge-litert, or tflite-runtime on 32-bit ARM\n"),

@@ -44,7 +44,7 @@ def family(n: int, seed: int) -> dict[str, Any]:
 def two_inputs() -> Any:
     import keras
 
-    from partitioner.models import from_source
+    from partitioner.anatomy.models import from_source
 
     model = from_source(FAMILY)
     arrays = family(1500, 0)
@@ -120,7 +120,7 @@ def test_pure_split_computing_of_a_classifier(two_inputs: Any, tmp_path: Path) -
 
 
 def test_a_model_that_does_not_classify_is_cut_and_gives_its_results(tmp_path: Path) -> None:
-    from partitioner.models import from_source
+    from partitioner.anatomy.models import from_source
 
     model = from_source(MEASURING)
     x = np.random.default_rng(0).normal(0, 1, (300, 8)).astype(np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from partitioner.parts import FEW_GROUPS, Parts, split_parts
+from partitioner.promise.parts import FEW_GROUPS, Parts, split_parts
 from sluice.wire.errors import PermanentError
 
 

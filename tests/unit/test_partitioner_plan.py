@@ -10,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from partitioner import search
-from partitioner.handling import Handling, measure_handling, without_cuts
-from partitioner.link import Link, parse_link
-from partitioner.pareto import front, thin
-from partitioner.plan import OBJECTIVES, Choice, EarlyExit, Point, Scene, Wish, figures, plan
-from partitioner.thresholds import NEVER, expected_harm
-from partitioner.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, describe, front_rows, kind
+from partitioner.planning import search
+from partitioner.planning.handling import Handling, measure_handling, without_cuts
+from partitioner.planning.link import Link, parse_link
+from partitioner.planning.pareto import front, thin
+from partitioner.planning.plan import OBJECTIVES, Choice, EarlyExit, Point, Scene, Wish, figures, plan
+from partitioner.planning.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, describe, front_rows, kind
+from partitioner.promise.thresholds import NEVER, expected_harm
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import TIERS, Tier
 

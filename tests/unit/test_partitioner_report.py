@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from partitioner import words
-from partitioner.report import render, write_report
+from partitioner.report import words
+from partitioner.report.page import render, write_report
 from sluice.wire.manifest import Certificate
 
 Dict = dict[str, Any]

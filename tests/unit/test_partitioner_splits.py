@@ -15,9 +15,9 @@ pytestmark = pytest.mark.tensorflow
 @pytest.mark.filterwarnings("ignore:.*does not support masking")
 @pytest.mark.parametrize("name", ZOO)
 def test_the_segments_compute_what_the_model_computes_wherever_it_is_cut(name: str) -> None:
-    from partitioner.cut import cut, ends_of
-    from partitioner.exits import anatomy, gives_logits
-    from partitioner.splits import split_points
+    from partitioner.anatomy.cut import cut, ends_of
+    from partitioner.anatomy.exits import anatomy, gives_logits
+    from partitioner.anatomy.splits import split_points
 
     model = build(ZOO[name])
     inputs = samples(model)
@@ -45,8 +45,8 @@ def test_the_segments_compute_what_the_model_computes_wherever_it_is_cut(name: s
 
 
 def found_of(source: str, **settings: Any) -> tuple[Any, list[Any]]:
-    from partitioner.exits import anatomy
-    from partitioner.splits import split_points
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.splits import split_points
 
     found = anatomy(build(source), **settings)
     return found, split_points(found)
@@ -120,7 +120,7 @@ model = keras.Model(x, layers.Conv2D(1, 1, activation="sigmoid")(h))
 
 
 def test_names_tell_calls_of_one_name_apart_and_the_nearest_one_is_suggested() -> None:
-    from partitioner.splits import find_split
+    from partitioner.anatomy.splits import find_split
 
     _, points = found_of(ZOO["nested, twice and in one another"])
     names = [point.name for point in points]
@@ -132,7 +132,7 @@ def test_names_tell_calls_of_one_name_apart_and_the_nearest_one_is_suggested() -
 
 
 def test_an_exit_at_the_input_does_the_preprocessing_itself() -> None:
-    from partitioner.cut import cut, ends_of
+    from partitioner.anatomy.cut import cut, ends_of
 
     found, points = found_of(ZOO["exit at the input"])
     assert found.position(0) == 0
@@ -148,8 +148,8 @@ def test_an_exit_that_shares_more_than_preprocessing_does_not_sit_at_the_input()
 
 
 def test_ends_come_in_order_and_one_place_is_one_end() -> None:
-    from partitioner.cut import End, cut, ends_of
-    from partitioner.splits import find_split
+    from partitioner.anatomy.cut import End, cut, ends_of
+    from partitioner.anatomy.splits import find_split
 
     found, points = found_of(ZOO["a layer called three times"])
     first = next(point for point in points if point.position == found.position(0))
@@ -167,7 +167,7 @@ def test_ends_come_in_order_and_one_place_is_one_end() -> None:
 
 
 def test_an_exit_that_is_left_out_leaves_nothing_behind() -> None:
-    from partitioner.cut import cut, ends_of, logits_model, piece_model
+    from partitioner.anatomy.cut import cut, ends_of, logits_model, piece_model
 
     found, points = found_of(ZOO["skip"])
     with_it, without = (cut(found, ends_of(found, exits, points[2:3])) for exits in ([0], []))
@@ -180,8 +180,8 @@ def test_an_exit_that_is_left_out_leaves_nothing_behind() -> None:
 
 
 def test_an_exit_whose_logits_the_trunk_uses() -> None:
-    from partitioner.cut import End, cut
-    from partitioner.exits import anatomy
+    from partitioner.anatomy.cut import End, cut
+    from partitioner.anatomy.exits import anatomy
 
     model = build(
         "x = keras.Input((4,))\na = layers.Dense(3)(x)\nb = layers.Dense(3)(layers.Dense(5, 'relu')(x))\n"
@@ -199,7 +199,7 @@ def test_an_exit_whose_logits_the_trunk_uses() -> None:
 def converted_against_keras(model: Any, given: dict[str, Any]) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
-    from partitioner.convert import convert
+    from partitioner.segments.convert import convert
 
     runner = Interpreter(model_content=convert(model, "the segment")).get_signature_runner()
     wanted = model(list(given.values()), training=False)
@@ -209,7 +209,7 @@ def converted_against_keras(model: Any, given: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("ignore:.*does not support masking")
 @pytest.mark.parametrize("name", ["masks", "masks into a nested model"])
 def test_masks_cross_and_recurrent_segments_convert(name: str) -> None:
-    from partitioner.cut import cut, ends_of, piece_model
+    from partitioner.anatomy.cut import cut, ends_of, piece_model
 
     found, points = found_of(ZOO[name])
     half = next(point for point in points if "bool" in {tensor.dtype for tensor in point.tensors})
@@ -220,8 +220,8 @@ def test_masks_cross_and_recurrent_segments_convert(name: str) -> None:
 
 
 def test_pixels_are_resized_without_rounding() -> None:
-    from partitioner.cut import cut, ends_of, piece_model
-    from partitioner.exits import anatomy
+    from partitioner.anatomy.cut import cut, ends_of, piece_model
+    from partitioner.anatomy.exits import anatomy
 
     model = build("""
 x = keras.Input((8, 8, 3), dtype="uint8")
@@ -243,7 +243,7 @@ def test_a_position_where_rows_are_no_samples_is_no_split_point() -> None:
 
 
 def test_what_crosses_has_to_fit_into_a_message() -> None:
-    from partitioner.cut import check_size, cut, ends_of
+    from partitioner.anatomy.cut import check_size, cut, ends_of
 
     found, points = found_of("""
 x = keras.Input((1000, 1000, 1), dtype="uint8")
@@ -258,7 +258,7 @@ model = keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(h)))
 
 
 def test_it_is_quick() -> None:
-    from partitioner.splits import split_points
+    from partitioner.anatomy.splits import split_points
 
     layers = (
         "h = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 1)(layers.Add()([h, layers.ReLU()(h)]))))\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from partitioner.thresholds import LEVELS, NEVER, exits_of, from_safe_start, greedy_path
+from partitioner.promise.thresholds import LEVELS, NEVER, exits_of, from_safe_start, greedy_path
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

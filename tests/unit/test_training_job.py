@@ -148,8 +148,8 @@ def test_a_stream_without_labels(cluster: KafkaCluster, tmp_path: Path) -> None:
 
 def test_the_same_seed_trains_the_same_model() -> None:
     from cloud.training.fit import Data, fit
-    from partitioner.exits import anatomy
-    from partitioner.models import from_source
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
 
     def weights() -> Any:
         import keras
@@ -174,8 +174,8 @@ def test_the_same_seed_trains_the_same_model() -> None:
 
 
 def test_a_check_tells_how_a_model_would_be_cut() -> None:
+    from partitioner.anatomy.models import from_source
     from partitioner.job import check
-    from partitioner.models import from_source
 
     found = check(from_source(MODEL))
     assert found["inputs"] == [{"name": "reading", "dtype": "float32", "shape": [4]}]
@@ -199,8 +199,8 @@ def test_the_program_ends_with_2_and_prints_nothing(tmp_path: Path) -> None:
 
 def test_weights_of_a_model_that_gives_its_exits_as_a_dict() -> None:
     from cloud.training.fit import by_exit
-    from partitioner.exits import anatomy
-    from partitioner.models import from_source
+    from partitioner.anatomy.exits import anatomy
+    from partitioner.anatomy.models import from_source
 
     model = from_source(MODEL.replace("[layers", "{'z': layers").replace("(a), final]", "(a), 'b': final}"))
     found = anatomy(model)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from partitioner.cut import End, ends_of
-from partitioner.exits import Anatomy
-from partitioner.parts import Parts
-from partitioner.plan import Choice, Plan, Wish, plan
-from partitioner.scene import END, Measured, codecs_of
+from partitioner.anatomy.cut import End, ends_of
+from partitioner.anatomy.exits import Anatomy
+from partitioner.anatomy.splits import SplitPoint, find_split
+from partitioner.planning.plan import Choice, Plan, Wish, plan
+from partitioner.planning.scene import END, Measured, codecs_of
+from partitioner.promise.parts import Parts
 from partitioner.settings import PartitionSettings
-from partitioner.splits import SplitPoint, find_split
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import Tier
 

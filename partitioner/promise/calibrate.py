@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import beta
 
-from partitioner.chain import Passage
+from partitioner.segments.chain import Passage
 from sluice.stage.policy import gate
 
 COLDEST, HOTTEST = 0.05, 20.0

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.expect import Expected, Levels, Line, costs_of, expect, levels_of, line_of
-from partitioner.pareto import front
-from partitioner.thresholds import greedy_path
+from partitioner.planning.expect import Expected, Levels, Line, costs_of, expect, levels_of, line_of
+from partitioner.planning.pareto import front
+from partitioner.promise.thresholds import greedy_path
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import Tier
 
 if TYPE_CHECKING:
-    from partitioner.link import Link
-    from partitioner.plan import Scene, Wish
+    from partitioner.planning.link import Link
+    from partitioner.planning.plan import Scene, Wish
 
 HOPELESS = 5
 """A level that harms more than so many times ε is no candidate, not even for the Pareto front."""

@@ -18,10 +18,10 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from partitioner import svg, words
-from partitioner.plot_names import SMALL, Named, name_dots, name_lines, name_marks, room_for
-from partitioner.report_shape import Choice, Exit, Links, SplitPoint
-from partitioner.svg import LIGHT
+from partitioner.report import svg, words
+from partitioner.report.plot_names import SMALL, Named, name_dots, name_lines, name_marks, room_for
+from partitioner.report.shape import Choice, Exit, Links, SplitPoint
+from partitioner.report.svg import LIGHT
 
 INK, MUTED, LINE = LIGHT["ink"], LIGHT["muted"], LIGHT["line"]
 STRETCH = 0.002

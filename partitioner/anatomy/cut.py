@@ -14,10 +14,10 @@ from typing import Any
 import keras
 from keras import layers
 
-from partitioner.calls import parts_of
-from partitioner.exits import Anatomy, logits_of
-from partitioner.graph import Graph, Key, Node, Replace, rebuild
-from partitioner.splits import Crossing, SplitPoint, crossing_of, input_crossings
+from partitioner.anatomy.calls import parts_of
+from partitioner.anatomy.exits import Anatomy, logits_of
+from partitioner.anatomy.graph import Graph, Key, Node, Replace, rebuild
+from partitioner.anatomy.splits import Crossing, SplitPoint, crossing_of, input_crossings
 from sluice.wire.errors import PermanentError
 from sluice.wire.messages import MAX_MESSAGE_BYTES
 

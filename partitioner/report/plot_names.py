@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.transforms import IdentityTransform
 
-from partitioner import svg
-from partitioner.report_shape import Choice
-from partitioner.svg import LETTER, LIGHT
+from partitioner.report import svg
+from partitioner.report.shape import Choice
+from partitioner.report.svg import LETTER, LIGHT
 
 INK, MUTED = LIGHT["ink"], LIGHT["muted"]
 SMALL = LETTER - 2

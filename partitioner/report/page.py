@@ -15,15 +15,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from partitioner import words
-from partitioner.report_shape import Choice, Point, Report, Segment
+from partitioner.report import words
+from partitioner.report.shape import Choice, Point, Report, Segment
 from sluice.wire.bundle import write_atomically
 
 JSON, HTML = "report.json", "report.html"
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write `report.json` and `report.html` to `folder`; `report` as in `report_shape.Report`.
+    """Write `report.json` and `report.html` to `folder`; `report` as in `shape.Report`.
 
     Raises as `files` does; nothing is written then.
     """
@@ -126,7 +126,7 @@ def crossing_share(segments: Sequence[Segment]) -> list[float]:
 def _drawn(report: Report) -> dict[str, Any]:
     """All plots, and the palettes that the page shares with them."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it cannot write its cache is nobody's concern
-    from partitioner import plots, svg  # Matplotlib takes most of a second to import
+    from partitioner.report import plots, svg  # Matplotlib takes most of a second to import
 
     right, crowded = _right(report), plots.crowded(report.exits)
     exits = []

@@ -17,7 +17,7 @@ import keras
 from keras import layers
 from keras.src.backend.common.masking import get_keras_mask
 
-from partitioner.calls import (
+from partitioner.anatomy.calls import (
     ROWS,
     functional_of,
     given_to,
@@ -25,7 +25,7 @@ from partitioner.calls import (
     output_names,
     output_shapes,
 )
-from partitioner.macs import macs_of
+from partitioner.anatomy.macs import macs_of
 from sluice.wire.errors import PermanentError
 
 

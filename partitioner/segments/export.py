@@ -18,11 +18,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.convert import convert
-from partitioner.cut import LOGITS, Cut, Piece, piece_model
+from partitioner.anatomy.cut import LOGITS, Cut, Piece, piece_model
+from partitioner.anatomy.splits import Crossing
 from partitioner.quiet import held
-from partitioner.splits import Crossing
-from partitioner.tflite import File
+from partitioner.segments.convert import convert
+from partitioner.segments.tflite import File
 from sluice.stage.segment import RunningSegment, load_segment
 from sluice.wire import bundle
 from sluice.wire.errors import PermanentError

@@ -17,12 +17,12 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from partitioner import heads
-from partitioner.exits import Anatomy, anatomy, gives_logits
-from partitioner.graph import Graph, Key, Node, rebuild
-from partitioner.places import AUTO, Place, find_places
-from partitioner.splits import INPUT
-from partitioner.teach import Array, Floats, targets, teach
+from partitioner.anatomy.exits import Anatomy, anatomy, gives_logits
+from partitioner.anatomy.graph import Graph, Key, Node, rebuild
+from partitioner.anatomy.splits import INPUT
+from partitioner.early import heads
+from partitioner.early.places import AUTO, Place, find_places
+from partitioner.early.teach import Array, Floats, targets, teach
 from sluice.wire.errors import PermanentError
 
 Progress = Callable[[str, int, int], None]

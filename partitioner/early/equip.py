@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import keras
 
-from partitioner.attach import attach
-from partitioner.exits import Anatomy, anatomy
-from partitioner.parts import Parts, split_parts
-from partitioner.places import choose_places
+from partitioner.anatomy.exits import Anatomy, anatomy
+from partitioner.anatomy.splits import split_points
+from partitioner.early.attach import attach
+from partitioner.early.places import choose_places
+from partitioner.promise.parts import Parts, split_parts
 from partitioner.samples import Samples
 from partitioner.settings import AUTO, NONE, PartitionSettings
-from partitioner.splits import split_points
 from sluice.wire.errors import PermanentError
 
 LEAST_TO_TRAIN = 200

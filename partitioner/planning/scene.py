@@ -18,19 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from partitioner.calibrate import confidences, temperature
-from partitioner.certify import harm_of
-from partitioner.chain import ranges_of, with_scales
-from partitioner.coarse import fit_coarse
-from partitioner.cut import Cut, End, cut, logits_model
-from partitioner.exits import Anatomy
-from partitioner.export import Exported, export, tensor_spec
-from partitioner.handling import measure_handling, without_cuts
-from partitioner.link import parse_link
-from partitioner.plan import EarlyExit, Point, Scene
+from partitioner.anatomy.cut import Cut, End, cut, logits_model
+from partitioner.anatomy.exits import Anatomy
+from partitioner.anatomy.splits import SplitPoint, find_split
+from partitioner.planning.handling import measure_handling, without_cuts
+from partitioner.planning.link import parse_link
+from partitioner.planning.plan import EarlyExit, Point, Scene
+from partitioner.promise.calibrate import confidences, temperature
+from partitioner.promise.certify import harm_of
 from partitioner.samples import Arrays, Samples
+from partitioner.segments.chain import ranges_of, with_scales
+from partitioner.segments.coarse import fit_coarse
+from partitioner.segments.export import Exported, export, tensor_spec
 from partitioner.settings import AUTO, PartitionSettings
-from partitioner.splits import SplitPoint, find_split
 from sluice.stage.segment import RunningSegment
 from sluice.wire.codec import CODECS, decode_tensor, encode_tensor, round_trip
 from sluice.wire.manifest import TensorSpec

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.thresholds import exits_of, expected_harm
+from partitioner.promise.thresholds import exits_of, expected_harm
 from sluice.wire.names import TIERS, Tier
 
 if TYPE_CHECKING:
-    from partitioner.link import Link
-    from partitioner.plan import Scene
+    from partitioner.planning.link import Link
+    from partitioner.planning.plan import Scene
 
 Floats = NDArray[np.float64]
 COSTS = ("harm", "latency_us", "bytes", "device_us")

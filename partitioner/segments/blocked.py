@@ -17,7 +17,7 @@ import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from partitioner.graph import Graph, Key, Node
+from partitioner.anatomy.graph import Graph, Key, Node
 
 FULL = 64
 """Output channels up to which larger blocks pay."""

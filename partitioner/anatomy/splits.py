@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from partitioner.exits import Anatomy, logits_of
-from partitioner.graph import Graph, Key, Node
+from partitioner.anatomy.exits import Anatomy, logits_of
+from partitioner.anatomy.graph import Graph, Key, Node
 from sluice.wire.errors import PermanentError
 
 INPUT = "input"

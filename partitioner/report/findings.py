@@ -1,4 +1,4 @@
-"""What was found, put together for people: the data of the report (`report_shape`) and the summary of a job."""
+"""What was found, put together for people: the data of the report (`shape`) and the summary of a job."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.calibrate import reliability, sweep
-from partitioner.decide import Decided
-from partitioner.exits import Anatomy
-from partitioner.link import Link
+from partitioner.anatomy.exits import Anatomy
+from partitioner.anatomy.splits import SplitPoint, as_rows
 from partitioner.operate import Operated, Tested
 from partitioner.pack import tools
-from partitioner.parts import Parts
-from partitioner.plan import figures
+from partitioner.planning.decide import Decided
+from partitioner.planning.link import Link
+from partitioner.planning.plan import figures
+from partitioner.planning.scene import Measured
+from partitioner.planning.verdict import front_rows
+from partitioner.promise.calibrate import reliability, sweep
+from partitioner.promise.parts import Parts
 from partitioner.samples import Samples
-from partitioner.scene import Measured
 from partitioner.settings import PartitionSettings
-from partitioner.splits import SplitPoint, as_rows
-from partitioner.verdict import front_rows
 
 if TYPE_CHECKING:
     from partitioner.partition import Source
@@ -47,7 +47,7 @@ def gather(
     settings: PartitionSettings,
     warnings: Sequence[str],
 ) -> Json:
-    """The report but for its digest, of the shape of `report_shape.Report`."""
+    """The report but for its digest, of the shape of `shape.Report`."""
     first = operated.points[0]
     return {
         "model": source.model,

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from partitioner import heads
-from partitioner.exits import Anatomy
-from partitioner.graph import Key
-from partitioner.splits import INPUT, SplitPoint, find_split, split_points
+from partitioner.anatomy.exits import Anatomy
+from partitioner.anatomy.graph import Key
+from partitioner.anatomy.splits import INPUT, SplitPoint, find_split, split_points
+from partitioner.early import heads
 from sluice.wire.errors import PermanentError
 
 AUTO = "auto"

@@ -42,8 +42,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from partitioner.parts import FEW_GROUPS
-from partitioner.thresholds import NEVER, exits_of
+from partitioner.promise.parts import FEW_GROUPS
+from partitioner.promise.thresholds import NEVER, exits_of
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Certificate
 

@@ -40,7 +40,7 @@ def crosscheck(folder: Path) -> Crosschecked:
     if importlib.util.find_spec("tflite_runtime") is None:
         return Crosschecked((here,), f"{OTHER} is not installed")
     other = f"{OTHER} {version(OTHER)}"
-    command = [sys.executable, "-m", "partitioner.crosscheck", str(folder.resolve())]
+    command = [sys.executable, "-m", "partitioner.segments.crosscheck", str(folder.resolve())]
     root = Path(__file__).parents[1]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, binom
 
-from partitioner.certify import samples_needed
-from partitioner.expect import costs_of, expect, levels_of, line_of
-from partitioner.handling import Handling
-from partitioner.link import Link
-from partitioner.pareto import thin
-from partitioner.search import Candidates, ExitSet, Limits, exit_sets, keep_within, limits_of, never, search
-from partitioner.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, kind, verdict
+from partitioner.planning.expect import costs_of, expect, levels_of, line_of
+from partitioner.planning.handling import Handling
+from partitioner.planning.link import Link
+from partitioner.planning.pareto import thin
+from partitioner.planning.search import Candidates, ExitSet, Limits, exit_sets, keep_within, limits_of, never, search
+from partitioner.planning.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, kind, verdict
+from partitioner.promise.certify import samples_needed
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import Tier
 

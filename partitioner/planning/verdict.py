@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from partitioner.plan import Choice, Figures, Plan, Scene
+    from partitioner.planning.plan import Choice, Figures, Plan, Scene
 
 ON_DEVICE, TO_FOG, TO_CLOUD = "all on the device", "raw input to the fog", "raw input to the cloud"
 SPLIT = "split"

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 from keras import layers
 
-from partitioner.calls import functional_of, parts_of
-from partitioner.graph import Graph, Key, Node, walk
-from partitioner.models import CUSTOM_HINT, HALF_HINT, LAMBDA_HINT, SUBCLASS_HINT, is_half
+from partitioner.anatomy.calls import functional_of, parts_of
+from partitioner.anatomy.graph import Graph, Key, Node, walk
+from partitioner.anatomy.models import CUSTOM_HINT, HALF_HINT, LAMBDA_HINT, SUBCLASS_HINT, is_half
 from sluice.wire.errors import PermanentError
 
 Task = Literal["classification", "tensors"]

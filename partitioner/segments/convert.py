@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
 
-from partitioner.blocked import blocked
-from partitioner.graph import Graph, Key, Node, rebuild, walk
+from partitioner.anatomy.graph import Graph, Key, Node, rebuild, walk
 from partitioner.quiet import held
-from partitioner.tflite import File
+from partitioner.segments.blocked import blocked
+from partitioner.segments.tflite import File
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Quantize
 

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from partitioner.graph import walk
+from partitioner.anatomy.graph import walk
 
 Shape = tuple[int, ...]
 Step = tuple[type[layers.Layer], dict[str, Any]]

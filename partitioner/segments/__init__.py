@@ -1,0 +1,1 @@
+"""Pieces of a model as TFLite files, checked; what crosses between them."""
