@@ -21,7 +21,7 @@ GRACE_S = 3
 
 
 def serve(settings: CloudSettings, stop: threading.Event) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `PermanentError` when the port is taken."""
+    """Serve until `stop` is set. Raises `PermanentError` when the port is taken."""
     service = open_service(settings, stop)
     if service is None:
         return
@@ -35,7 +35,7 @@ def serve(settings: CloudSettings, stop: threading.Event) -> None:
         server_header=False,
     )
     with listening:
-        _Server(config, service).run([listening])
+        _Server(config, service, stop).run([listening])
 
 
 def _listen(settings: CloudSettings) -> socket.socket:
@@ -48,9 +48,14 @@ def _listen(settings: CloudSettings) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn, saying when it serves, and ending jobs before it waits for the requests that wait for them."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, stop: threading.Event) -> None:
         super().__init__(config)
         self._service = service
+        self._stop = stop
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop."""
+        return await super().on_tick(counter) or self._stop.is_set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to serve."""

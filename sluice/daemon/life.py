@@ -2,6 +2,9 @@
 
 `run` is the frame of every daemon's command. A defect in any thread ends the process with exit code 1 and a traceback
 in the log, with nothing acknowledged; the supervisor starts it again.
+
+The main thread does nothing but wait for signals: Python runs a signal's handler there alone, and not before the call
+that the thread is in returns. librdkafka's commits and `close` do not return while Kafka is silent.
 """
 
 from __future__ import annotations
@@ -24,15 +27,45 @@ log = logging.getLogger(__name__)
 
 READY = "ready"
 """The log message that a daemon writes once it works; tests and `sluice up` wait for it."""
+STOP_WITHIN_S = 15.0
+"""Time to end in good order; supervisors kill after 20 s (`docker-compose.yml`) or later."""
 
 
-def run(room: str, settings: RoomSettings, main: Callable[[threading.Event], None]) -> int:
-    """Run `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. Returns the exit code."""
+def run(
+    room: str, settings: RoomSettings, main: Callable[[threading.Event], None], *, stop_within_s: float = STOP_WITHIN_S
+) -> int:
+    """Run `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. Returns the exit code.
+
+    A `main` that has not returned `stop_within_s` after `stop` is left as it is and the process ended, with code 0:
+    what is not acknowledged comes again, as it does after a kill.
+    """
     logs.set_up(room, settings.log_level)
-    stop = threading.Event()
+    stop, codes = threading.Event(), list[int]()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threading.excepthook = _crash
+
+    def work() -> None:
+        try:
+            codes.append(_work(settings, main, stop))
+        finally:
+            stop.set()
+
+    worker = threading.Thread(target=work, name="main", daemon=True)
+    worker.start()
+    stop.wait()
+    worker.join(stop_within_s)
+    if worker.is_alive():
+        log.warning(
+            "not through %g s after it was told to stop: ended as it stands, what is open comes again", stop_within_s
+        )
+        sys.stderr.flush()
+        os._exit(0)
+    return codes[0] if codes else 1
+
+
+def _work(settings: RoomSettings, main: Callable[[threading.Event], None], stop: threading.Event) -> int:
+    """Run `main` to its end; the exit code."""
     try:
         if settings.metrics_port:
             _offer_metrics(settings.metrics_port)

@@ -84,23 +84,25 @@ class Process:
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 (it only makes one system call)
         )
-        self._reader = threading.Thread(target=self._read, args=(self.child,), name=f"log-{self.name}", daemon=True)
+        self._reader = threading.Thread(
+            target=self._read, args=(self.child, self.ready), name=f"log-{self.name}", daemon=True
+        )
         self._reader.start()
 
-    def _read(self, child: subprocess.Popen[bytes]) -> None:
+    def _read(self, child: subprocess.Popen[bytes], ready: threading.Event) -> None:
         assert child.stdout is not None
         with child.stdout, self.log.open("ab", buffering=0) as log:
             for line in child.stdout:
                 log.write(line)
-                if not self.ready.is_set() and READY.encode() in line:
+                if not ready.is_set() and READY.encode() in line:
                     try:
                         fields = json.loads(line)
                     except ValueError:
                         continue
                     if isinstance(fields, dict) and fields.get("message") == READY:
                         self.ready_line = fields
-                        self.ready.set()
-        self.ready.set()  # whoever waits looks at whether it still runs
+                        ready.set()
+        ready.set()  # whoever waits looks at whether it still runs
 
     def wait_ready(self, timeout_s: float = 60.0) -> dict[str, Any]:
         """The fields of its ready line; `PermanentError` with the end of its log if it ended or took too long."""

@@ -71,9 +71,12 @@ class Gateway:
         self.process.wait_ready()
 
     def in_flight(self) -> float:
+        return self.metric("sluice_gateway_in_flight_messages")
+
+    def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=20) as page:
             lines = page.read().decode().splitlines()
-        found = [line for line in lines if line.startswith("sluice_gateway_in_flight_messages ")]
+        found = [line for line in lines if line.startswith(f"{name} ")]
         return float(found[0].split()[1])
 
     def kill(self) -> None:
@@ -406,6 +409,33 @@ def test_answers_go_down_and_offsets_move_only_when_the_broker_took_them(
     until(lambda: committed(kafka) == ends(kafka))
     order = list(dict.fromkeys(messages.decode(m.payload).seq for m in device.inbox))
     assert order == sorted(order)
+
+
+def test_told_to_stop_while_kafka_owes_it_a_commit_it_stops(
+    gateway: Gateway, device: Device, kafka: Kafka, mosquitto: Mosquitto
+) -> None:
+    """librdkafka repeats such a commit without end, and neither it nor `close` returns until Kafka is back."""
+    writer = KafkaWriter("test", KafkaCluster(bootstrap=kafka.bootstrap))
+    warm, answer = device.prediction("cloud", "last"), device.prediction("cloud", "last")
+    writer.write_all(names.PREDICTIONS, [(device.name, messages.encode(warm))], 30)
+    until(lambda: committed(kafka) == ends(kafka))
+    taken = gateway.metric("sluice_gateway_answers_total")
+    os.kill(mosquitto.pid, signal.SIGSTOP)  # so that the gateway has an answer that it may not commit yet
+    try:
+        writer.write_all(names.PREDICTIONS, [(device.name, messages.encode(answer))], 30)
+        until(lambda: gateway.metric("sluice_gateway_answers_total") == taken + 1)
+        os.kill(kafka.pid, signal.SIGSTOP)
+    finally:
+        os.kill(mosquitto.pid, signal.SIGCONT)
+    try:
+        until(lambda: messages.encode(answer) in [m.payload for m in device.inbox])
+        gateway.process.ask_to_stop()
+        gateway.process.child.wait(60)
+    finally:
+        os.kill(kafka.pid, signal.SIGCONT)
+    assert gateway.process.child.returncode == 0, gateway.process.tail()
+    gateway.start()
+    until(lambda: committed(kafka) == ends(kafka))
 
 
 def test_desired_state_is_retained_and_rubbish_among_it_is_a_dead_letter(

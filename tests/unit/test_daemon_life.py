@@ -25,13 +25,13 @@ def main(stop):
     log.info(READY, extra={"tier": "fog", "seq": 7})
 {body}
 
-sys.exit(run("barn", RoomSettings(metrics_port={port}), main))
+sys.exit(run("barn", RoomSettings(metrics_port={port}), main, stop_within_s={within_s}))
 """
 
 
-def start(body: str, port: int = 0) -> "subprocess.Popen[str]":
+def start(body: str, port: int = 0, within_s: float = 30) -> "subprocess.Popen[str]":
     lines = "\n".join("    " + line for line in body.splitlines())
-    source = FRAME.replace("{body}", lines).replace("{port}", str(port))
+    source = FRAME.replace("{body}", lines).replace("{port}", str(port)).replace("{within_s}", str(within_s))
     return subprocess.Popen([sys.executable, "-c", source], stderr=subprocess.PIPE, text=True)
 
 
@@ -51,6 +51,17 @@ def test_a_signal_stops_it_in_an_orderly_way(number: signal.Signals) -> None:
     process.send_signal(number)
     code, log = end(process)
     assert code == 0 and [line["message"] for line in log] == ["stopped"]
+
+
+def test_what_does_not_come_to_an_end_is_ended() -> None:
+    process = start("threading.Event().wait()", within_s=0.2)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    code, log = end(process)
+    assert code == 0
+    (line,) = log
+    assert line["level"] == "WARNING" and line["message"].startswith("not through 0.2 s after it was told to stop")
 
 
 def test_a_defect_ends_it_with_a_traceback() -> None:
