@@ -182,7 +182,7 @@ def _calibrate(
     """Everything that a promise takes, of the samples `rows` of the pool: the verdict, and confidences on all of it."""
     parts = split_parts(len(rows), people, int(random.integers(1 << 30)), train=False)
     seen = pool.seen(rows[parts.temperature])
-    plan, test = rows[parts.plan], rows[parts.certify]
+    plan, test = rows[parts.chooses], rows[parts.certify]
     planned = [one[plan] for one in seen], [one[plan] for one in pool.harm]
     path = from_safe_start(greedy_path(*planned, pool.cost), *planned, EPSILON)
     tested = [one[test] for one in seen], [one[test] for one in pool.harm]

@@ -1,7 +1,7 @@
 """From what was decided to what is deployed: segments, and operating points whose promise was put to the test.
 
-Each operating point is run as the tiers will run it, codec and all, on three parts of the samples that share nothing:
-temperatures are fitted on the first, the way through the thresholds is laid out on the second, and the third certifies.
+Each operating point is run as the tiers will run it, codec and all. Temperatures are fitted on one part of the samples,
+the way through the thresholds is laid out on that and the plan's part, and a part of its own certifies.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def operate(
         for k, piece in enumerate(made.pieces[:-1]):
             if placement[k] != placement[k + 1]:
                 check_size(piece, decided.choices[name].codec)
-    seen = np.union1d(parts.temperature, parts.plan)
+    seen = parts.chooses
     fit = samples.rows(seen[np.unique(np.linspace(0, len(seen) - 1, FITTED).astype(int))]).inputs
     exported = export(made, logits_model(made), fit, settings.quantize, progress=progress)
     running = [one.segment for one in exported]
@@ -143,21 +143,23 @@ def _tested(
     points: int,
 ) -> list[Tested]:
     """The operating point of `choice` and, beside the default, the same without early exits."""
+    chooses, certifies = parts.chooses, parts.certify
     passages = [
         run_chain(chain.running, chain.crossings, samples.rows(part).inputs, placement, choice.codec)
-        for part in (parts.temperature, parts.plan, parts.certify)
+        for part in (chooses, certifies)
     ]
+    fits = np.isin(chooses, parts.temperature)
     truth = wanted if samples.y is None else samples.y
-    temperatures = [temperature(logits, truth[parts.temperature]) for logits in passages[0].logits]
-    _, planning, certifying = (confidences(settings.measure, passage.logits, temperatures) for passage in passages)
-    _, plan_harm, harm = (
+    temperatures = [temperature(logits[fits], truth[parts.temperature]) for logits in passages[0].logits]
+    planning, certifying = (confidences(settings.measure, passage.logits, temperatures) for passage in passages)
+    plan_harm, harm = (
         harm_of(
             settings.criterion,
             [logits.argmax(axis=1) for logits in passage.logits],
             wanted[part],
             None if samples.y is None else samples.y[part],
         )
-        for passage, part in zip(passages, (parts.temperature, parts.plan, parts.certify), strict=True)
+        for passage, part in zip(passages, (chooses, certifies), strict=True)
     )
     groups = None if samples.groups is None else samples.groups[parts.certify]
     never = (NEVER,) * len(choice.exits)
@@ -169,7 +171,7 @@ def _tested(
         path = greedy_path(planning[:-1], plan_harm, _costs(measured, choice, settings))
         path = from_safe_start(path, planning[:-1], plan_harm, settings.max_accuracy_loss)
         delta = round(1 - settings.confidence, 12) / points
-        safest = exits_of(planning[:-1], path[0], len(parts.plan))
+        safest = exits_of(planning[:-1], path[0], len(chooses))
         harmed = np.stack(plan_harm)[safest, np.arange(len(safest))].mean()
         hopeless = bool(harmed > hopeful_harm(settings.max_accuracy_loss, delta, len(parts.certify)) >= 0)
         certified = certify(
@@ -191,7 +193,7 @@ def _tested(
         ]
         exits = exits_of(certifying[:-1], levels, len(parts.certify))
         y = None if samples.y is None else samples.y[parts.certify]
-        seen = expected(passages[2], exits, wanted[parts.certify], y, chain.exits_before)
+        seen = expected(passages[1], exits, wanted[parts.certify], y, chain.exits_before)
         share = seen["exit_share"]
         planned = figures(measured.scene, replace(choice, thresholds=tuple(levels)), exit_share=share)
         seen |= {"latency_ms": planned.latency_ms, "bytes": planned.bytes, "device_us": planned.device_us}
@@ -207,7 +209,7 @@ def _tested(
             else None,
             expected=seen,
         )
-        return Tested(point, replace(choice, thresholds=tuple(levels)), passages[2], certifying, verdict, hopeless)
+        return Tested(point, replace(choice, thresholds=tuple(levels)), passages[1], certifying, verdict, hopeless)
 
     made = [one(name, thresholds, certified)]
     if name == DEFAULT and choice.exits:

@@ -37,6 +37,11 @@ class Parts:
     plan: Indices
     certify: Indices
 
+    @property
+    def chooses(self) -> Indices:
+        """All that thresholds may be chosen on: everything that neither trains exits nor certifies."""
+        return np.union1d(self.temperature, self.plan)
+
 
 def split_parts(n: int, groups: NDArray[np.generic] | None, seed: int, *, train: bool) -> Parts:
     """Divide `n` samples at random by `seed`; of each of `groups` (n,), if they are told, all go to the same part.
