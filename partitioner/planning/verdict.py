@@ -104,19 +104,29 @@ def _value(figures: Figures, objective: str) -> float:
 
 
 def _amount(objective: str, value: float) -> str:
-    number = f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    return number + {"latency": " ms", "bytes": " bytes", "device-compute": " µs of the device"}[objective]
+    if objective == "latency" and value < 1:
+        return f"{_number(1000 * value)} µs"
+    return _number(value) + {"latency": " ms", "bytes": " bytes", "device-compute": " µs of the device"}[objective]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _against(objective: str, choice: Choice, best: float) -> str:
     value = _value(choice.figures, objective)
     amount = _amount(objective, value)
     if best > 0 and value >= 2 * best:
-        return f"{amount} ({value / best:.1f} times as much)"
+        return f"{amount} ({_times(value / best)} times as much)"
     if value == best:
         return f"{amount} too"
     difference = _amount(objective, abs(value - best)).removesuffix(" of the device")
     return f"{amount} ({difference} {'more' if value > best else 'less'})"
+
+
+def _times(ratio: float) -> str:
+    """With the digits that tell: 2.4, 61, 4000."""
+    return f"{ratio:.1f}" if ratio < 10 else f"{float(f'{ratio:.2g}'):.0f}"
 
 
 def front_rows(scene: Scene, plan: Plan) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def name_dots(ax: Axes, choices: Sequence[Choice]) -> None:
     for c, (x, y) in sorted(zip(choices, dots, strict=True), key=lambda pair: not pair[0].chosen):
         if not (c.chosen or c.baseline):
             continue
-        text = svg.label(c.name) if c.baseline else "chosen"
+        text = svg.label(c.name.partition(", codec ")[0]) if c.baseline else "chosen"
         away = 14 if c.chosen else 10
         places = [(side, _box(x + side * away, y + up * (away + 4), side, text)) for side, up in PLACES]
         side, box = min(places, key=lambda place: _badness(place[1], taken, whole))

@@ -195,7 +195,14 @@ def links(given: Links, name: str) -> Markup | None:
         )
         if given.rates_bps[0] <= given.uplink.rate_bps <= given.rates_bps[-1]:
             ax.axvline(given.uplink.rate_bps, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
-            ax.text(given.uplink.rate_bps, 1.03, "planned for", ha="center", transform=ax.get_xaxis_transform())
+            ax.annotate(
+                "planned for",
+                (given.uplink.rate_bps, 0.98),
+                (5, 0),
+                xycoords=ax.get_xaxis_transform(),
+                textcoords="offset points",
+                va="top",
+            )
         if end == 0:
             ax.yaxis.tick_right()
         at = given.rates_bps[end]
