@@ -145,10 +145,13 @@ def records(bootstrap: str, topic: str) -> Any:
     """Values of a topic from now on, for ever."""
     consumer = ck.Consumer({"bootstrap.servers": bootstrap, "group.id": topic, "auto.offset.reset": "earliest"})
     consumer.subscribe([topic])
-    while True:
-        message = consumer.poll(1.0)
-        if message is not None and message.error() is None:
-            yield message.value()
+    try:
+        while True:
+            message = consumer.poll(1.0)
+            if message is not None and message.error() is None:
+                yield message.value()
+    finally:
+        consumer.close()
 
 
 def main() -> None:
