@@ -30,7 +30,7 @@ from sluice.dev.processes import Processes
 from sluice.dev.sensor import Sensor
 from sluice.dev.system import DEVICES, Brokers, System, start_system
 from sluice.doors.http import HttpDoor
-from sluice.doors.kafka import ensure_topics
+from sluice.doors.kafka_topics import ensure_topics
 from sluice.wire.names import TIERS
 from tests.brokers.kafka import Kafka
 from tests.brokers.mosquitto import Mosquitto

@@ -33,7 +33,7 @@ from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
 from sluice.stage.segment import load_segment
 from sluice.wire import bundle as bundles
 from sluice.wire.codec import encode_tensor
-from sluice.wire.manifest import ExitPolicy, Manifest, OperatingPoint, Provenance
+from sluice.wire.manifest import ExitPolicy, Manifest, OperatingPoint, Provenance, Segment
 from sluice.wire.messages import Offload, decode, encode
 from sluice.wire.names import DEAD_LETTER, PREDICTIONS, offload_topic
 from tests.brokers.kafka import Kafka
@@ -53,7 +53,8 @@ def make_bundle(folder: Path) -> tuple[str, list[Offload]]:
     """(digest, offloads of `IMAGES` images) of a LeNet in two segments, in `folder`/digest, unsigned."""
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 28, 28, 1), dtype=np.uint8)
     blobs = folder / "new" / bundles.BLOBS
-    segments, tensors = [], {"x": images}
+    segments: list[Segment] = []
+    tensors: dict[str, Any] = {"x": images}
     for index, piece in enumerate(pieces(lenet(), "block")):
         content, spec = segment_of(piece, index)
         inputs = {f"in.{tensor.name}": tensors[tensor.name] for tensor in spec.inputs}
@@ -159,7 +160,7 @@ class Stand:
         """Answers a second."""
         begun = self.answered(mode)
         self.write(mode, range(RECORDS))
-        tenth, marks = RECORDS // 10, []
+        tenth, marks = RECORDS // 10, list[tuple[int, float]]()
         with self.working(mode):
             end = time.monotonic() + 300
             while True:
@@ -177,7 +178,7 @@ class Stand:
         topic = BARE_ANSWERS if mode == "bare" else PREDICTIONS
         reader = KafkaReader("answers", self.cluster, "answers")
         reader.assign({(topic, 0): self.answered(mode)})
-        sent, taken = [0.0] * (LIGHT + 20), []
+        sent, taken = [0.0] * (LIGHT + 20), list[tuple[int, float]]()
         everything = threading.Event()
 
         def read() -> None:

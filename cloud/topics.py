@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from cloud.settings import CloudSettings
-from sluice.doors.kafka import KafkaReader, ensure_topics
+from sluice.doors.kafka import KafkaReader
+from sluice.doors.kafka_topics import ensure_topics
 from sluice.wire import names
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Manifest

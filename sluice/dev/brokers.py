@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sluice.daemon.life import READY
-from sluice.doors.kafka import EmbeddedKafka
+from sluice.doors.kafka_topics import EmbeddedKafka
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The door to Kafka (confluent_kafka): records in and out, topics, watermarks, and the embedded cluster for the demo.
+"""The door to Kafka (confluent_kafka): records in and out, transactions, watermarks. Topics: `kafka_topics.py`.
 
 Temporary trouble becomes `TemporaryError`; a Kafka that is away is one log line, librdkafka keeps trying by itself.
 Keys are partitioned by murmur2, as every other Kafka client does.
@@ -13,7 +13,6 @@ from typing import Any
 
 import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 from pydantic import BaseModel, ConfigDict
 
 from sluice.wire import metrics
@@ -89,13 +88,25 @@ class Record:
 Delivered = Callable[[Exception | None], None]
 
 
+class TransactionFailedError(Exception):
+    """The transaction cannot be committed any more: `abort` it, and do everything in it again."""
+
+
 class KafkaWriter:
     """An idempotent producer, acks=all. Not for several threads at once but for `poll` in the owner's loop.
 
     `linger_ms` is how long a record may wait for company; `compression` librdkafka's name of one.
     """
 
-    def __init__(self, name: str, cluster: KafkaCluster, *, linger_ms: float = 1, compression: str = "none") -> None:
+    def __init__(
+        self,
+        name: str,
+        cluster: KafkaCluster,
+        *,
+        linger_ms: float = 1,
+        compression: str = "none",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         config = cluster.config(name) | {
             "enable.idempotence": True,
             "acks": "all",
@@ -103,6 +114,7 @@ class KafkaWriter:
             "linger.ms": linger_ms,
             "compression.type": compression,
             "delivery.timeout.ms": 2_147_483_647,
+            **(options or {}),
         }
         self._errors = config["error_cb"]
         self._producer = ck.Producer(config)
@@ -133,7 +145,7 @@ class KafkaWriter:
             if error is None and on_offset is not None:
                 on_offset(message.partition() or 0, message.offset() or 0)
             if on_delivery is not None:
-                on_delivery(None if error is None else _error(error, topic))
+                on_delivery(None if error is None else failure(error, topic))
 
         try:
             extra: dict[str, Any] = {} if partition is None else {"partition": partition}
@@ -143,10 +155,12 @@ class KafkaWriter:
         except ck.KafkaException as error:
             if error.args[0].code() == ck.KafkaError._FATAL:
                 raise RuntimeError(f"{self.name}: Kafka: {error.args[0].str()}") from error
-            failure = _error(error.args[0], topic)
-            if on_delivery is None or not isinstance(failure, PermanentError):
-                raise failure from error
-            on_delivery(failure)
+            if error.args[0].txn_requires_abort() or error.args[0].code() == ck.KafkaError._STATE:
+                raise TransactionFailedError(error.args[0].str()) from error
+            reason = failure(error.args[0], topic)
+            if on_delivery is None or not isinstance(reason, PermanentError):
+                raise reason from error
+            on_delivery(reason)
 
     def poll(self, timeout_s: float = 0.0) -> None:
         """Run delivery callbacks, waiting up to `timeout_s` for the first."""
@@ -174,10 +188,70 @@ class KafkaWriter:
             raise TemporaryError(f"Kafka confirmed not all records for {topic} within {timeout_s:g} s")
 
 
+class KafkaTransactions(KafkaWriter):
+    """A transactional producer: what is written between `begin` and `commit`, and the offsets of a reader, count
+    together or not at all.
+
+    `transactional_id` is no other process's; one that stays the same over restarts ends at once what was left open,
+    else it ends after `timeout_s`, and until then nobody who reads committed records sees what came after. Each of
+    `init`, `commit` and `abort` raises `TemporaryError` when Kafka is away and is then to be called again, before any
+    other. Two processes of one id: the older one gets a `RuntimeError`.
+    """
+
+    def __init__(self, name: str, cluster: KafkaCluster, transactional_id: str, timeout_s: float) -> None:
+        milliseconds = int(1000 * timeout_s)
+        options = {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": milliseconds,
+            "delivery.timeout.ms": milliseconds,
+            "topic.metadata.propagation.max.ms": milliseconds // 2,  # a missing topic has to be found within it
+            **cluster.options,
+        }
+        super().__init__(name, cluster, linger_ms=0, options=options)
+        self._timeout_s = min(timeout_s, 5.0)
+        self._offsets_sent = False
+
+    def init(self) -> None:
+        """Once, before the first `begin`."""
+        self._do(self._producer.init_transactions, self._timeout_s)
+
+    def begin(self) -> None:
+        """From here on records belong to a transaction."""
+        self._do(self._producer.begin_transaction)
+
+    def commit(self, offsets: Mapping[TopicPartition, int], reader: KafkaReader) -> None:
+        """End it with the next offsets of `reader`'s group; `TransactionFailedError`: nothing of it counts."""
+        if not self._offsets_sent and offsets:
+            places = [ck.TopicPartition(t, p, o) for (t, p), o in offsets.items()]
+            self._do(self._producer.send_offsets_to_transaction, places, reader.group(), self._timeout_s)
+        self._offsets_sent = True
+        self._do(self._producer.commit_transaction, self._timeout_s)
+        self._offsets_sent = False
+
+    def abort(self) -> None:
+        """Nothing of it counts."""
+        self._offsets_sent = False
+        self._do(self._producer.abort_transaction, self._timeout_s)
+
+    def _do(self, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except ck.KafkaException as error:
+            reason = error.args[0]
+            if reason.fatal():
+                raise RuntimeError(f"{self.name}: Kafka: {reason.str()}") from error
+            if reason.txn_requires_abort():
+                raise TransactionFailedError(reason.str()) from error
+            if reason.retriable() or reason.code() == ck.KafkaError._TIMED_OUT:
+                raise TemporaryError(f"{self.name}: transaction: {reason.str()}") from error
+            raise RuntimeError(f"{self.name}: transaction: {reason.str()}") from error
+
+
 class KafkaReader:
     """A consumer of one group, offsets committed only by `commit`, explicit topics, `read_committed`.
 
-    `on_assigned` and `on_lost` get lists of (topic, partition), `on_end` a topic partition and the offset at which
+    `ahead_kb` is read ahead of what was asked for; whatever comes on another topic waits behind it. `on_assigned` and
+    `on_lost` get lists of (topic, partition), `on_end` a topic partition and the offset at which
     nothing more is there to read for now; all are called from `read`.
     """
 
@@ -191,17 +265,23 @@ class KafkaReader:
         on_assigned: Callable[[list[TopicPartition]], Mapping[TopicPartition, int] | None] | None = None,
         on_lost: Callable[[list[TopicPartition]], None] | None = None,
         on_end: Callable[[TopicPartition, int], None] | None = None,
+        ahead_kb: int = 65_536,
     ) -> None:
-        config = cluster.config(name) | {
+        tuned = {
+            "session.timeout.ms": 10_000,
+            "fetch.wait.max.ms": 100,
+            "fetch.message.max.bytes": 2_000_000,
+            "queued.max.messages.kbytes": ahead_kb,
+        }
+        config = {
+            **tuned,
+            **cluster.config(name),
             "group.id": group,
             "enable.partition.eof": on_end is not None,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest" if from_beginning else "latest",
             "isolation.level": "read_committed",
             "partition.assignment.strategy": "range",
-            "session.timeout.ms": 10_000,
-            "fetch.wait.max.ms": 100,
-            "fetch.message.max.bytes": 2_000_000,
         }
         self._errors = config["error_cb"]
         self._consumer = ck.Consumer(config)
@@ -228,15 +308,15 @@ class KafkaReader:
         if self._on_lost:
             self._on_lost([(p.topic, p.partition) for p in partitions])
 
-    def read(self, most: int, timeout_s: float) -> list[Record]:
-        """Up to `most` records: waits `timeout_s` for the first, then takes what is there already.
+    def read(self, most: int, timeout_s: float, fill_s: float = 0.0) -> list[Record]:
+        """Up to `most` records: waits `timeout_s` for the first, then takes what is there or comes in `fill_s`.
 
         librdkafka's own `consume(n, timeout)` would wait the whole timeout for all n.
         """
         first = self._consumer.poll(timeout_s)
         if first is None:
             return []
-        rest = self._consumer.consume(most - 1, 0.0) if most > 1 else []
+        rest = self._consumer.consume(most - 1, fill_s) if most > 1 else []
         records = []
         for message in (first, *rest):
             error = message.error()
@@ -301,6 +381,10 @@ class KafkaReader:
         """Fetch these topic partitions again."""
         self._consumer.resume([ck.TopicPartition(t, p) for t, p in partitions])
 
+    def group(self) -> object:
+        """What a transaction has to know of this group, so that one that is no member any more cannot commit."""
+        return self._consumer.consumer_group_metadata()
+
     def assignment(self) -> set[TopicPartition]:
         """The topic partitions that are ours now."""
         return {(p.topic, p.partition) for p in self._consumer.assignment()}
@@ -319,7 +403,7 @@ class KafkaReader:
         try:
             return self._consumer.get_watermark_offsets(ck.TopicPartition(*partition), timeout=timeout_s)
         except ck.KafkaException as error:
-            raise _error(error.args[0], f"{partition[0]}[{partition[1]}]") from error
+            raise failure(error.args[0], f"{partition[0]}[{partition[1]}]") from error
 
     def topic_names(self, timeout_s: float = 5.0) -> set[str]:
         """All topics; `TemporaryError` when Kafka is away."""
@@ -338,53 +422,10 @@ def partitions_of(client: ck.Consumer | ck.Producer | AdminClient, topic: str, t
     try:
         found = client.list_topics(topic, timeout=timeout_s).topics[topic]
     except ck.KafkaException as error:
-        raise _error(error.args[0], topic) from error
+        raise failure(error.args[0], topic) from error
     if found.error is not None or not found.partitions:
         raise PermanentError(f"Kafka has no topic {topic}")
     return len(found.partitions)
-
-
-def ensure_topics(
-    cluster: KafkaCluster,
-    topics: Mapping[str, int],
-    *,
-    compacted: Iterable[str] = (),
-    replication: int = 1,
-    timeout_s: float = 15.0,
-) -> None:
-    """Make the topics (name: number of topic partitions) that are not there yet.
-
-    Raises `TemporaryError` when Kafka is away, `PermanentError` when it refuses. The embedded cluster has no topic
-    administration: there a topic is made by asking for it, with the cluster's own number of topic partitions.
-    """
-    admin = AdminClient(cluster.config("admin"))
-    try:
-        there = admin.list_topics(timeout=timeout_s)
-        missing = {name: count for name, count in topics.items() if name not in there.topics}
-        if not missing:
-            return
-        if (there.cluster_id or "").startswith("mockCluster"):
-            for name in missing:
-                admin.list_topics(name, timeout=timeout_s)
-            return
-        squeezed = set(compacted)
-        wanted = [
-            NewTopic(
-                name,
-                num_partitions=count,
-                replication_factor=replication,
-                config={"cleanup.policy": "compact"} if name in squeezed else {},
-            )
-            for name, count in missing.items()
-        ]
-        for name, future in admin.create_topics(wanted, request_timeout=timeout_s).items():
-            try:
-                future.result()
-            except ck.KafkaException as error:
-                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise _error(error.args[0], name) from error
-    except ck.KafkaException as error:
-        raise TemporaryError(f"Kafka at {cluster.bootstrap}: {error.args[0].str()}") from error
 
 
 def dead_letter_headers(reason: str, room: str, origin: str, partition: int = -1, offset: int = -1) -> Headers:
@@ -396,19 +437,6 @@ def dead_letter_headers(reason: str, room: str, origin: str, partition: int = -1
         ("partition", str(partition).encode()),
         ("offset", str(offset).encode()),
     ]
-
-
-class EmbeddedKafka:
-    """librdkafka's mock cluster on loopback, alive as long as this object: for the demo and fast tests only.
-
-    It keeps at most 5 MiB or 100 000 records a topic partition and drops older ones without an error; it has no
-    transactions and no topic administration. Never measure delivery on it.
-    """
-
-    def __init__(self) -> None:
-        self._producer = ck.Producer({"test.mock.num.brokers": 1, "log_level": 0})
-        broker = next(iter(self._producer.list_topics(timeout=10).brokers.values()))
-        self.bootstrap = f"{broker.host}:{broker.port}"
 
 
 _PASSING = {
@@ -442,7 +470,8 @@ _PERMANENT = _RECORD_ERRORS | {
 }
 
 
-def _error(error: ck.KafkaError, what: str) -> PermanentError | TemporaryError:
+def failure(error: ck.KafkaError, what: str) -> PermanentError | TemporaryError:
+    """What an error of Kafka's is to us; `RuntimeError` when the client is beyond repair."""
     if error.fatal():
         raise RuntimeError(f"Kafka, {what}: the client is beyond repair: {error.str()}")
     kind = PermanentError if error.code() in _PERMANENT else TemporaryError

@@ -36,8 +36,21 @@ class StageSettings(RoomSettings):
     """Largest number of records taken at once."""
     poll_timeout_s: float = Field(default=0.1, gt=0)
     """Longest wait for a first record before other duties are looked at."""
+    batch_wait_s: float = Field(default=0.0, ge=0, le=1)
+    """How long to wait for a batch to fill after its first record; 0: what is there makes the batch."""
+    delivery: Literal["at-least-once", "exactly-once"] = "at-least-once"
+    """`exactly-once`: outcomes and offsets are one Kafka transaction, and whoever reads committed records sees each
+    outcome once. `at-least-once` is a little faster; after a crash some outcomes come again."""
+    transaction_interval_s: float = Field(default=0.02, gt=0)
+    """exactly-once: longest time that a transaction is held open for more records; without more it ends at once."""
+    transaction_timeout_s: float = Field(default=10.0, ge=1)
+    """exactly-once: after it Kafka itself ends the transaction of a process that is gone, and readers go on. A batch
+    has to be through in less."""
+    transactional_id: str | None = None
+    """exactly-once: a name that no other process has. One that is the same after a restart ends at once what the
+    process left open; unset: a random one."""
     commit_interval_s: float = Field(default=0.1, ge=0)
-    """Least time between two commits of offsets; a crash repeats at most what was done since the last."""
+    """at-least-once: least time between two commits of offsets; a crash repeats what was done since the last."""
     topics_interval_s: float = Field(default=2.0, gt=0)
     """Time between two looks for topics of new models."""
     hold_s: float = Field(default=10.0, gt=0)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice.doors.kafka import KafkaCluster, KafkaWriter, ensure_topics
+from sluice.doors.kafka import KafkaCluster, KafkaWriter
+from sluice.doors.kafka_topics import ensure_topics
 from sluice.streams.formats import format_named
 from sluice.streams.samples import Array, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError

@@ -130,7 +130,7 @@ def running(settings: CloudSettings, folder: Path) -> Iterator[Running]:
     with writing(service.engine) as connection:
         _number, token = tokens.create(connection, "admin", "test")
     config = uvicorn.Config(create_app(service), log_config=None, log_level="warning")
-    server = _Server(config, service)
+    server = _Server(config, service, threading.Event())
     with _listen(settings) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         thread = threading.Thread(target=server.run, args=([listening],))

@@ -23,7 +23,8 @@ from cloud.tables import bundles, device_states, devices, jobs, metadata, model_
 from sluice import daily
 from sluice.client import Client
 from sluice.doors.http import HttpDoor
-from sluice.doors.kafka import EmbeddedKafka, KafkaCluster, KafkaReader, KafkaWriter
+from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
+from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.profile import read_profile

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from sluice.client import Client
-from sluice.doors.kafka import EmbeddedKafka
+from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.wire.errors import PermanentError
 
 WAIT_S = 60.0

@@ -21,7 +21,8 @@ from cloud.database import migrate, open_database, reading, writing
 from cloud.results_writer import results_writer
 from cloud.settings import CloudSettings
 from cloud.tables import device_states, predictions, reader_offsets, streams
-from sluice.doors.kafka import EmbeddedKafka, KafkaCluster, KafkaReader, KafkaWriter
+from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
+from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.wire import avro, names
 from sluice.wire.errors import TemporaryError
 from sluice.wire.messages import Prediction, encode

@@ -14,7 +14,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from sluice.daemon.settings import load
-from sluice.doors.kafka import EmbeddedKafka, KafkaCluster, KafkaReader, KafkaWriter, Record, ensure_topics
+from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, Record
+from sluice.doors.kafka_topics import EmbeddedKafka, ensure_topics
 from sluice.stage.settings import StageSettings
 from sluice.stage.worker import Worker
 from sluice.wire.messages import encode

@@ -12,7 +12,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sluice.doors.kafka import EmbeddedKafka, KafkaCluster, KafkaReader, KafkaWriter
+from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
+from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.streams.command import send
 from sluice.streams.files import read_samples
 from sluice.streams.reader import load_stream, read_slices

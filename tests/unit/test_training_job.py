@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sluice.doors.kafka import EmbeddedKafka, KafkaCluster
+from sluice.doors.kafka import KafkaCluster
+from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.streams.reader import split_stream
 from sluice.streams.send import send_stream
 from sluice.wire.bundle import open_bundle

@@ -1,0 +1,302 @@
+"""What becomes of outcomes: written to Kafka, and the offsets of what they were made of moved after them.
+
+`AtLeastOnce` writes batch after batch without waiting, and commits the offsets of a batch when Kafka has confirmed all
+that came of it and of those before. `ExactlyOnce` makes outcomes and offsets one transaction: what a crash, a fence or
+a rebalance cuts off never happened for those who read committed records, and is done again. Both turn what Kafka
+refuses for good into dead letters. A worker calls `settle` before each batch and `take` with each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sluice.doors.kafka import (
+    KafkaReader,
+    KafkaTransactions,
+    KafkaWriter,
+    Record,
+    TopicPartition,
+    TransactionFailedError,
+    dead_letter_headers,
+)
+from sluice.stage.settings import StageSettings
+from sluice.wire import messages, metrics, names
+from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.messages import Outcome, Prediction
+from sluice.wire.names import Tier
+
+log = logging.getLogger(__name__)
+
+CUT_BYTES = 1000
+"""What is kept of a dead letter that is too large to be kept whole."""
+BATCHES_MOST = 16
+"""Batches whose outcomes Kafka has not confirmed."""
+BUSY_WAIT_S = 0.002
+"""How long a worker waits for records while Kafka owes confirmations."""
+LAST_S = 2.0
+"""How long the last outcomes are waited for."""
+
+Offsets = dict[TopicPartition, int]
+
+
+@dataclass(slots=True)
+class Batch:
+    """The next offsets after a batch, and how many of its records are not confirmed; one more while it is written."""
+
+    offsets: Offsets
+    left: int = 1
+
+
+class Delivery:
+    """What both have in common: how outcomes and dead letters are written."""
+
+    def __init__(self, tier: Tier, writer: KafkaWriter) -> None:
+        self.tier = tier
+        self.writer = writer
+        self.failure: Exception | None = None
+        """Why a record was lost for good, which is not to happen."""
+
+    def _write_all(
+        self, batch: Batch, outcomes: Sequence[tuple[Record, Outcome]], dead: Iterable[tuple[Record, str]]
+    ) -> None:
+        for record, outcome in outcomes:
+            known = isinstance(outcome, Prediction)
+            topic = names.PREDICTIONS if known else names.offload_topic(outcome.tier, outcome.model)
+            self._write(batch, record, topic, messages.encode(outcome), outcome.device_id)
+            metrics.STAGE_OUTCOMES.labels(self.tier, "prediction" if known else "offload").inc()
+        for record, reason in dead:
+            self._dead_letter(batch, record, reason, record.value)
+        batch.left -= 1
+
+    def _write(self, batch: Batch, record: Record, topic: str, value: bytes, key: str) -> None:
+        def delivered(error: Exception | None) -> None:
+            batch.left -= 1
+            if isinstance(error, PermanentError):
+                self._refused(batch, record, str(error))
+            elif error is not None:
+                self._failed(error)
+
+        batch.left += 1
+        self._put(topic, value, key=key, on_delivery=delivered)
+
+    def _dead_letter(self, batch: Batch, record: Record, reason: str, value: bytes) -> None:
+        """Write it whole, or its beginning where Kafka takes it no larger than it was."""
+
+        def delivered(error: Exception | None) -> None:
+            batch.left -= 1
+            if isinstance(error, PermanentError) and len(value) > CUT_BYTES:
+                cut = f"{reason} (too large to keep whole: {len(value)} bytes)"
+                self._dead_letter(batch, record, cut, value[:CUT_BYTES])
+            elif error is not None:
+                self._failed(error)
+
+        log.error("dead letter: %s", reason, extra={"topic": record.topic, "offset": record.offset})
+        if value is record.value:
+            metrics.STAGE_DEAD.labels(self.tier).inc()
+        headers = dead_letter_headers(reason, f"stage-{self.tier}", record.topic, record.partition, record.offset)
+        batch.left += 1
+        self._put(names.DEAD_LETTER, value, key=record.key, headers=headers, on_delivery=delivered)
+
+    def _put(self, topic: str, value: bytes, **options: Any) -> None:
+        while True:
+            try:
+                self.writer.write(topic, value, **options)
+            except TemporaryError:
+                self.writer.poll(0.1)
+            else:
+                return
+
+    def _refused(self, batch: Batch, record: Record, reason: str) -> None:
+        """Kafka will never take what came of `record`."""
+        self._dead_letter(batch, record, reason, record.value)
+
+    def _failed(self, error: Exception) -> None:
+        self.failure = error
+
+
+class AtLeastOnce(Delivery):
+    """Offsets move after outcomes; see the module."""
+
+    def __init__(self, settings: StageSettings, reader: KafkaReader) -> None:
+        super().__init__(settings.tier, KafkaWriter(f"stage-{settings.tier}", settings.kafka, linger_ms=0))
+        self.reader = reader
+        self.interval_s = settings.commit_interval_s
+        self._batches: deque[Batch] = deque()
+        self._done: Offsets = {}
+        """Confirmed, not committed yet."""
+        self._next_commit = 0.0
+
+    def start(self) -> None:
+        """Nothing to do."""
+
+    @property
+    def patience_s(self) -> float | None:
+        """Longest wait for the next records; None: any."""
+        return BUSY_WAIT_S if self._batches else self.interval_s if self._done else None
+
+    def take(
+        self, outcomes: Sequence[tuple[Record, Outcome]], dead: Iterable[tuple[Record, str]], offsets: Offsets
+    ) -> None:
+        """Write what came of a batch; `offsets` move when all of it is confirmed."""
+        batch = Batch(offsets)
+        self._batches.append(batch)
+        self._write_all(batch, outcomes, dead)
+
+    def settle(self, stop: threading.Event, *, idle: bool) -> None:
+        """Commit what is confirmed, if it is time to; wait while too much is not. `TemporaryError`: call it again."""
+        del idle
+        self._confirm()
+        while len(self._batches) >= BATCHES_MOST and not stop.is_set():
+            self.writer.poll(0.05)
+            self._confirm()
+        if self._done and time.monotonic() >= self._next_commit:
+            self._commit()
+
+    def lost(self, places: list[TopicPartition]) -> None:
+        """Topic partitions are taken away: commit what is done on them, forget them."""
+        self.writer.flush(LAST_S)
+        self._confirm()
+        self.reader.commit({place: self._done.pop(place) for place in places if place in self._done})
+        for batch in self._batches:
+            for place in places:
+                batch.offsets.pop(place, None)
+
+    def stop(self) -> None:
+        """Wait a little for the last outcomes, and commit."""
+        self.writer.flush(LAST_S)
+        self._confirm()
+        self._commit()
+
+    def _confirm(self) -> None:
+        self.writer.poll()
+        if self.failure is not None:
+            raise RuntimeError(f"Kafka lost a record for good: {self.failure}")
+        while self._batches and not self._batches[0].left:
+            self._done.update(self._batches.popleft().offsets)
+
+    def _commit(self) -> None:
+        self.reader.commit(self._done)
+        self._done.clear()
+        self._next_commit = time.monotonic() + self.interval_s
+
+
+class ExactlyOnce(Delivery):
+    """Outcomes and offsets in one transaction; see the module."""
+
+    writer: KafkaTransactions
+
+    def __init__(self, settings: StageSettings, reader: KafkaReader) -> None:
+        name = f"stage-{settings.tier}"
+        own = settings.transactional_id or f"sluice-{name}-{secrets.token_hex(8)}"
+        super().__init__(settings.tier, KafkaTransactions(name, settings.kafka, own, settings.transaction_timeout_s))
+        self.reader = reader
+        self.interval_s = settings.transaction_interval_s
+        self._open = self._spoilt = False
+        self._first: Offsets = {}
+        """Where the transaction began to read."""
+        self._offsets: Offsets = {}
+        """Where it ends."""
+        self._due = 0.0
+        self._poison: dict[tuple[TopicPartition, int], str] = {}
+        """Records of which came what Kafka refuses: they become dead letters when they come again."""
+
+    def start(self) -> None:
+        """Before the first batch; `TemporaryError`: call it again."""
+        self.writer.init()
+
+    @property
+    def patience_s(self) -> float | None:
+        """Longest wait for the next records; None: any."""
+        return 0.0 if self._open else None
+
+    def take(
+        self, outcomes: Sequence[tuple[Record, Outcome]], dead: Iterable[tuple[Record, str]], offsets: Offsets
+    ) -> None:
+        """Write what came of a batch, as part of the transaction."""
+        if not self._open:
+            self.writer.begin()
+            self._open, self._due = True, time.monotonic() + self.interval_s
+        letters = list(dead)
+        for record, _ in (*outcomes, *letters):
+            place = record.topic, record.partition
+            self._first[place] = min(record.offset, self._first.get(place, record.offset))
+        refused = [(record, reason) for record, _ in outcomes if (reason := self._known_poison(record))]
+        good = [(record, outcome) for record, outcome in outcomes if not self._known_poison(record)]
+        self._offsets.update(offsets)
+        try:
+            self._write_all(Batch({}), good, [*letters, *refused])
+        except TransactionFailedError as error:
+            self._spoil(error)
+
+    def settle(self, stop: threading.Event, *, idle: bool) -> None:
+        """End the transaction, if nothing more comes or it is time to. `TemporaryError`: call it again."""
+        del stop
+        self.writer.poll()
+        if self._spoilt:
+            self._abort()
+        elif self._open and (idle or time.monotonic() >= self._due):
+            self._commit()
+
+    def lost(self, places: list[TopicPartition]) -> None:
+        """Topic partitions are taken away: end the transaction, forget them."""
+        if self._open and not self._spoilt:
+            try:
+                self._commit(rewind=False)
+            except TemporaryError as error:
+                self._spoil(error)
+        for place in places:
+            self._first.pop(place, None)
+            self._offsets.pop(place, None)
+        self._poison = {key: reason for key, reason in self._poison.items() if key[0] not in places}
+
+    def stop(self) -> None:
+        """End the transaction."""
+        if self._open:
+            self._commit()
+
+    def _known_poison(self, record: Record) -> str | None:
+        return self._poison.get(((record.topic, record.partition), record.offset)) if self._poison else None
+
+    def _commit(self, *, rewind: bool = True) -> None:
+        try:
+            self.writer.commit(self._offsets, self.reader)
+        except TransactionFailedError as error:
+            self._spoil(error)
+            if rewind:
+                self._abort()
+        else:
+            self._begin_anew()
+
+    def _abort(self) -> None:
+        """Read again what the transaction was made of."""
+        with contextlib.suppress(TransactionFailedError):  # Kafka has ended it by itself
+            self.writer.abort()
+        ours = self.reader.assignment()
+        self.reader.seek({place: offset for place, offset in self._first.items() if place in ours})
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._open = self._spoilt = False
+        self._first.clear()
+        self._offsets.clear()
+        self.failure = None
+
+    def _spoil(self, error: Exception) -> None:
+        if not self._spoilt:
+            log.warning("a transaction is done again: %s", error, extra={"tier": self.tier})
+        self._spoilt = True
+
+    def _refused(self, batch: Batch, record: Record, reason: str) -> None:
+        del batch
+        self._poison[(record.topic, record.partition), record.offset] = reason
+
+    def _failed(self, error: Exception) -> None:
+        del error  # the transaction cannot be committed then, which says so itself

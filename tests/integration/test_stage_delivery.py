@@ -1,0 +1,243 @@
+"""What a stage writes, on a real Kafka: nothing is lost, and in exactly-once mode nobody sees anything twice."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sluice.dev.processes import Process, Processes
+from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, Record
+from sluice.stage.policy import gate
+from sluice.stage.segment import load_segment
+from sluice.wire import bundle as bundles
+from sluice.wire import names
+from sluice.wire.codec import encode_tensor
+from sluice.wire.manifest import ExitPolicy, OperatingPoint
+from sluice.wire.messages import Offload, Prediction, Tensor, decode, encode
+from tests.brokers.kafka import Kafka
+from tests.integration.edge_support import until
+from tests.unit.bundle_support import make_bundle
+
+pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
+
+OPTIONS = {
+    "session.timeout.ms": "1500",
+    "heartbeat.interval.ms": "300",
+    "topic.metadata.propagation.max.ms": "500",  # until a topic that is not there is taken for missing
+}
+BOTH = ("at-least-once", "exactly-once")
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[Kafka]:
+    """One of this module's own: the names of Sluice's topics are fixed."""
+    with Kafka() as server:
+        server.create_topic(names.PREDICTIONS, 2)
+        server.create_topic(names.DEAD_LETTER, 1)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> "Stage":
+    return Stage(tmp_path_factory.mktemp("stage"), kafka)
+
+
+class Stage:
+    """A bundle on disk, offloads of it, workers, and what came of them."""
+
+    def __init__(self, folder: Path, kafka: Kafka) -> None:
+        bundle = make_bundle(folder / "new")
+        self.folder, self.kafka, self.digest = folder, kafka, bundle.digest
+        (folder / "new").rename(folder / bundle.digest)
+        self.manifest = bundle.manifest
+        self.cluster = KafkaCluster(bootstrap=kafka.bootstrap)
+        self.topic = names.offload_topic("cloud", self.manifest.model)
+        kafka.create_topic(self.topic, 4)
+        random = np.random.default_rng(0)
+        self.tensors = tuple(
+            encode_tensor(random.normal(size=spec.shape).astype(np.float32), spec, "raw")
+            for spec in self.manifest.crossing(1)
+        )
+
+    def offload(self, device: str, seq: int, **changes: Any) -> bytes:
+        one = Offload(
+            device_id=device,
+            epoch="0123456789abcdef",
+            seq=seq,
+            source_id=None,
+            model=self.manifest.model,
+            bundle=self.digest,
+            operating_point="default",
+            tier="cloud",
+            next_segment=1,
+            tensors=self.tensors,
+            beliefs=(),
+            captured_at=0,
+            ttl_ms=3_600_000,
+        )
+        return encode(replace(one, **changes))
+
+    def send(self, device: str, count: int) -> None:
+        """Samples 0 to `count` - 1 of a device, spread over the topic partitions."""
+        writer = KafkaWriter("devices", self.cluster)
+        writer.write_all(self.topic, ((f"{device}-{seq}", self.offload(device, seq)) for seq in range(count)), 60)
+
+    def start(self, processes: Processes, name: str, delivery: str, **settings: str) -> Process:
+        own = {
+            "STAGE_TIER": "cloud",
+            "STAGE_KAFKA__BOOTSTRAP": self.kafka.bootstrap,
+            "STAGE_KAFKA__OPTIONS": json.dumps(OPTIONS),
+            "STAGE_CLOUD_URL": "http://127.0.0.1:9",
+            "STAGE_DATA": str(self.folder),
+            "STAGE_DELIVERY": delivery,
+            "STAGE_BATCH_MOST": "16",
+        }
+        process = processes.start(name, ["stage"], own | settings)
+        process.wait_ready()
+        return process
+
+
+class Answers:
+    """What a reader of committed records finds on a topic from now on."""
+
+    def __init__(self, stage: Stage, topic: str = names.PREDICTIONS, partitions: int = 2) -> None:
+        self.reader = KafkaReader("answers", stage.cluster, secrets.token_hex(4))
+        ends = {(topic, p): self.reader.watermarks((topic, p))[1] for p in range(partitions)}
+        self.reader.assign(ends)
+        self.records: list[Record] = []
+
+    def of(self, device: str) -> Counter[int]:
+        """How often each sample of a device was answered."""
+        while more := self.reader.read(500, 0.2):
+            self.records += more
+        found = [decode(record.value) for record in self.records]
+        return Counter(one.seq for one in found if isinstance(one, Prediction) and one.device_id == device)
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path / "logs") as processes:
+        yield processes
+
+
+@pytest.fixture
+def answers(stage: Stage) -> Iterator[Answers]:
+    found = Answers(stage)
+    yield found
+    found.reader.close()
+
+
+@pytest.mark.parametrize("delivery", BOTH)
+def test_killed_again_and_again_it_loses_nothing(
+    stage: Stage, processes: Processes, answers: Answers, unique: str, delivery: str
+) -> None:
+    count = 3000
+    worker = stage.start(processes, "worker", delivery, STAGE_TRANSACTIONAL_ID=unique)
+    stage.send(unique, count)
+    seen = 0
+    for _ in range(4):
+        enough = min(count, seen + count // 8)
+        until(lambda enough=enough: len(answers.of(unique)) >= enough)  # type: ignore[misc]
+        worker.kill()
+        seen = len(answers.of(unique))
+        worker.start()
+        worker.wait_ready()
+    until(lambda: len(answers.of(unique)) == count)
+    assert worker.stop() == 0
+    found = answers.of(unique)
+    assert set(found) == set(range(count))
+    if delivery == "exactly-once":
+        assert set(found.values()) == {1}
+
+
+def test_one_that_was_taken_for_dead_does_not_answer_again(
+    stage: Stage, processes: Processes, answers: Answers, unique: str
+) -> None:
+    """Stopped in the middle, and let go on when another worker has all that it worked on."""
+    count = 3000
+    first = stage.start(processes, "first", "exactly-once", STAGE_TRANSACTION_TIMEOUT_S="2")
+    stage.send(unique, count)
+    until(lambda: len(answers.of(unique)) >= count // 10)
+    os.kill(first.child.pid, signal.SIGSTOP)
+    stage.start(processes, "second", "exactly-once", STAGE_TRANSACTION_TIMEOUT_S="2")
+    until(lambda: len(answers.of(unique)) == count)
+    os.kill(first.child.pid, signal.SIGCONT)
+    stage.send(f"{unique}-more", 200)
+    until(lambda: len(answers.of(f"{unique}-more")) == 200)
+    time.sleep(3)  # for what should not come
+    assert set(answers.of(unique).values()) == {1}
+    assert set(answers.of(f"{unique}-more").values()) == {1}
+
+
+@pytest.mark.parametrize("delivery", BOTH)
+def test_two_workers_that_come_and_go_share_the_work(
+    stage: Stage, processes: Processes, answers: Answers, unique: str, delivery: str
+) -> None:
+    """Each time that topic partitions are taken away, what was done on them is not done again."""
+    count = 2000
+    first = stage.start(processes, "first", delivery)
+    stage.send(unique, count)
+    until(lambda: len(answers.of(unique)) >= count // 10)
+    second = stage.start(processes, "second", delivery)
+    stage.send(f"{unique}-more", count)
+    until(lambda: len(answers.of(f"{unique}-more")) >= count // 2)
+    assert first.stop() == 0
+    until(lambda: len(answers.of(unique)) + len(answers.of(f"{unique}-more")) == 2 * count)
+    assert second.stop() == 0
+    assert set(answers.of(unique).values()) == set(answers.of(f"{unique}-more").values()) == {1}
+
+
+@pytest.mark.parametrize("delivery", BOTH)
+def test_what_kafka_refuses_becomes_a_dead_letter_and_the_rest_goes_on(
+    stage: Stage, processes: Processes, answers: Answers, unique: str, delivery: str
+) -> None:
+    """The fog answers half of its samples; for the others there is no topic to go on to."""
+    count = 40
+    digest, inputs, certain = fog_first(stage, unique, count)
+    letters = Answers(stage, names.DEAD_LETTER, 1)
+    topic = stage.kafka.create_topic(names.offload_topic("fog", unique), 2)
+    values = [
+        stage.offload(unique, seq, model=unique, bundle=digest, tier="fog", next_segment=0, tensors=(inputs[seq],))
+        for seq in range(count)
+    ]
+    KafkaWriter("devices", stage.cluster).write_all(topic, ((str(seq), one) for seq, one in enumerate(values)), 30)
+    worker = stage.start(processes, "worker", delivery, STAGE_TIER="fog")
+    until(lambda: set(answers.of(unique)) == certain)
+
+    def refused() -> Counter[bytes]:
+        letters.of(unique)
+        return Counter(record.value for record in letters.records if record.value in values)
+
+    until(lambda: set(refused()) == {values[seq] for seq in set(range(count)) - certain})
+    assert worker.stop() == 0
+    if delivery == "exactly-once":
+        assert set(refused().values()) == set(answers.of(unique).values()) == {1}
+    letters.reader.close()
+
+
+def fog_first(stage: Stage, model: str, count: int) -> tuple[str, list[Tensor], set[int]]:
+    """(digest of a bundle whose first segment runs in the fog, inputs, which of them its exit answers)."""
+    blobs, first = stage.folder / stage.digest / bundles.BLOBS, stage.manifest.segments[0]
+    x = np.random.default_rng(1).normal(size=(count, *first.inputs[0].shape)).astype(np.float32)
+    running = load_segment(bundles.read_blob(blobs, first.file), first)
+    (_, sure) = gate("max_prob", running.run({"x": x})["logits"], 1.0)
+    policy = ExitPolicy(measure="max_prob", threshold=float(np.median(sure)))
+    point = OperatingPoint(id="default", placement=("fog", "cloud"), codec="raw", policies=(policy, policy))
+    manifest = stage.manifest.model_copy(update={"model": model, "operating_points": (point,)})
+    data = manifest.model_dump_json().encode()
+    folder = stage.folder / bundles.sha256(data)
+    shutil.copytree(stage.folder / stage.digest, folder)
+    bundles.write_atomically(folder / bundles.MANIFEST, data)
+    certain = {seq for seq in range(count) if sure[seq] >= policy.threshold}
+    assert 0 < len(certain) < count
+    return folder.name, [encode_tensor(one, first.inputs[0], "raw") for one in x], certain
