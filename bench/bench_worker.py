@@ -46,7 +46,7 @@ MODEL = "lenet"
 TOPIC = offload_topic("fog", MODEL)
 BARE, BARE_ANSWERS = "bare.fog", "bare.answers"
 IMAGES = 64
-MODES = ("bare", "at-least-once")
+MODES = ("bare", "at-least-once", "exactly-once")
 
 
 def make_bundle(folder: Path) -> tuple[str, list[Offload]]:
@@ -136,6 +136,7 @@ class Stand:
             "STAGE_CLOUD_URL": "http://127.0.0.1:9",
             "STAGE_DATA": str(self.folder),
             "STAGE_LOG_LEVEL": "WARNING",
+            "STAGE_DELIVERY": mode,
         }
         with Processes(self.folder / "logs") as processes:
             processes.start(f"stage-{mode}", ["stage"], settings)

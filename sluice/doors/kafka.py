@@ -272,6 +272,7 @@ class KafkaReader:
             "fetch.wait.max.ms": 100,
             "fetch.message.max.bytes": 2_000_000,
             "queued.max.messages.kbytes": ahead_kb,
+            "fetch.queue.backoff.ms": 10,
         }
         config = {
             **tuned,
