@@ -6,10 +6,14 @@ TensorFlow is imported by the first two alone, and only after the arguments were
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from sluice.wire.errors import PermanentError
 
 bundle = typer.Typer(help="Look at bundles and check them.", no_args_is_help=True, add_completion=False)
 
@@ -64,7 +68,6 @@ def partition(
 ) -> None:
     """Cut a model where it pays, certify its early exits, write a bundle and a report."""
     from sluice.wire import signing
-    from sluice.wire.errors import PermanentError
     from sluice.wire.profile import read_profile
 
     if out.exists():  # said before TensorFlow is loaded; the rest of the place is checked with everything else
@@ -115,7 +118,7 @@ def partition(
         raise PermanentError(first_cause(error)) from error
     arrays = read_npz(data)
     signer = (lambda content: signing.sign(signing.load_or_make_key(key), content)) if key else None
-    source = Source(name or model.stem, version, label_names(arrays) or None)
+    source = Source(name or _name_of(model), version, label_names(arrays) or None)
     with quiet.console() as console, Progress(console=console, transient=True) as bar:
         task = bar.add_task("loading the model", total=None)
         result = make(
@@ -144,7 +147,7 @@ def splits(
 
     quiet.import_tensorflow()
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from partitioner.anatomy.exits import anatomy
     from partitioner.anatomy.models import from_file
@@ -154,18 +157,35 @@ def splits(
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table("split point", "crosses", "bytes", "as int8", "MACs before", "after", "block end")
+    table = Table(
+        Column("split point", overflow="fold"), "crosses", "bytes", "as int8", "MACs before", "after", "block end"
+    )
     for row in rows:
         if every or row["block_end"]:
             shapes = ", ".join(f"{tensor['dtype']}{tensor['shape']}" for tensor in row["tensors"])
             cells = [row["bytes"]["float32"], row["bytes"]["int8"], row["macs_before"], row["macs_after"]]
             table.add_row(row["name"], shapes, *(f"{cell:,}" for cell in cells), "yes" if row["block_end"] else "")
-    Console().print(table)
+    Console(width=_width()).print(table)
 
 
 def _names(text: str) -> str | tuple[str, ...]:
     """`auto` and `none` as they are, else names by comma."""
-    return text if text in ("auto", "none") else tuple(name.strip() for name in text.split(",") if name.strip())
+    if text in ("auto", "none"):
+        return text
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise PermanentError(f"{text!r}: write auto, none, or names by comma, each once")
+    return names
+
+
+def _name_of(model: Path) -> str:
+    """A name for the model of a file: `My_Model.keras` is `my-model`."""
+    return re.sub(r"[^a-z0-9]+", "-", model.stem.lower()).strip("-")[:63] or "model"
+
+
+def _width() -> int | None:
+    """Columns for tables: the terminal's, or enough for whole names where the output goes elsewhere."""
+    return None if sys.stdout.isatty() else 200
 
 
 @bundle.command()
@@ -198,7 +218,7 @@ def show(
     from rich.console import Console
 
     manifest = opened.manifest
-    console = Console()
+    console = Console(width=_width())
     console.print(f"{manifest.model} version {manifest.version}, bundle {opened.digest}", highlight=False)
     for table in tables(manifest):
         console.print(table)

@@ -19,7 +19,7 @@ from partitioner.anatomy.exits import Anatomy
 from partitioner.planning.decide import DEFAULT, Decided
 from partitioner.planning.plan import Choice, figures, hopeful_harm
 from partitioner.planning.scene import LOSSLESS, Measured
-from partitioner.promise.calibrate import confidences, expected, temperature
+from partitioner.promise.calibrate import confidences, expected, labels_of, temperature
 from partitioner.promise.certify import Certified, as_certificate, certify, given_thresholds, harm_of
 from partitioner.promise.parts import Parts
 from partitioner.promise.thresholds import NEVER, exits_of, from_safe_start, greedy_path
@@ -43,7 +43,10 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """An operating point with what was seen of it: its `passage` on the certifying samples, and what the test said."""
+    """An operating point with what was seen of it: its `passage` on the certifying samples, and what the test said.
+
+    `choice` has the thresholds and the expected figures of what is deployed.
+    """
 
     point: OperatingPoint
     choice: Choice
@@ -51,8 +54,8 @@ class Tested:
     confidence: Sequence[NDArray[np.float64]]
     """(n,) of each exit, the final one last."""
     certified: Certified | None
-    hopeless: bool = False
-    """Whether the samples that were planned on are harmed too much at the safest thresholds."""
+    lossy: bool = False
+    """Whether the samples that were planned on are harmed too much at the safest thresholds, and the codec does it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class Operated:
     warnings: tuple[str, ...]
     lossy: str | None
     """The default's codec, if the plan's own samples show more harm than was promised whatever the thresholds."""
+    refused: str
+    """Why the default could not be certified although that was hoped for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,29 +125,30 @@ def operate(
         if wanted is None:
             tested.append(_unclassified(chain, name, choice, placements[name], found, samples.rows(parts.certify)))
             continue
-        tests = _tested(
-            chain, measured, name, choice, placements[name], samples, wanted, parts, settings, len(decided.choices)
-        )
+        tests = _tested(chain, measured, decided, name, placements[name], samples, wanted, parts, settings)
         tested += tests
-        if tests[0].certified is not None and tests[0].certified.reason:
+        if tests[0].certified is not None and tests[0].certified.reason not in ("", decided.given_up):
             warnings.append(f"operating point {name}: {tests[0].certified.reason}")
-    lossy = tested[0].point.codec if tested[0].hopeless and tested[0].point.codec not in LOSSLESS else None
-    return Operated(crossings[0], exported, segments, crossings, tested, tuple(warnings), lossy)
+    first = tested[0]
+    certified = first.certified
+    refused = certified.reason if certified and certified.thresholds is None and not decided.plan.no_promise else ""
+    lossy = first.point.codec if first.lossy else None
+    return Operated(crossings[0], exported, segments, crossings, tested, tuple(warnings), lossy, refused)
 
 
 def _tested(
     chain: _Chain,
     measured: Measured,
+    decided: Decided,
     name: str,
-    choice: Choice,
     placement: Sequence[Any],
     samples: Samples,
     wanted: Labels,
     parts: Parts,
     settings: PartitionSettings,
-    points: int,
 ) -> list[Tested]:
-    """The operating point of `choice` and, beside the default, the same without early exits."""
+    """The operating point `name` and, beside the default, the same without early exits."""
+    choice, points = decided.choices[name], len(decided.choices)
     chooses, certifies = parts.chooses, parts.certify
     passages = [
         run_chain(chain.running, chain.crossings, samples.rows(part).inputs, placement, choice.codec)
@@ -155,7 +161,7 @@ def _tested(
     plan_harm, harm = (
         harm_of(
             settings.criterion,
-            [logits.argmax(axis=1) for logits in passage.logits],
+            [labels_of(logits) for logits in passage.logits],
             wanted[part],
             None if samples.y is None else samples.y[part],
         )
@@ -163,17 +169,26 @@ def _tested(
     )
     groups = None if samples.groups is None else samples.groups[parts.certify]
     never = (NEVER,) * len(choice.exits)
-    hopeless = False
+    lossy = False
     if settings.thresholds is not None:
         thresholds = settings.thresholds
         certified = given_thresholds(thresholds, certifying[:-1], harm, groups=groups)
+    elif decided.given_up:
+        thresholds = never
+        certified = replace(
+            given_thresholds(never, certifying[:-1], harm, groups=groups), thresholds=None, reason=decided.given_up
+        )
     else:
         path = greedy_path(planning[:-1], plan_harm, _costs(measured, choice, settings))
         path = from_safe_start(path, planning[:-1], plan_harm, settings.max_accuracy_loss)
         delta = round(1 - settings.confidence, 12) / points
         safest = exits_of(planning[:-1], path[0], len(chooses))
-        harmed = np.stack(plan_harm)[safest, np.arange(len(safest))].mean()
-        hopeless = bool(harmed > hopeful_harm(settings.max_accuracy_loss, delta, len(parts.certify)) >= 0)
+        most = hopeful_harm(settings.max_accuracy_loss, delta, len(parts.certify))
+        if choice.codec not in LOSSLESS and _share(plan_harm, safest) > most >= 0:
+            plain = run_chain(chain.running, chain.crossings, samples.rows(chooses).inputs, placement, LOSSLESS[0])
+            y = None if samples.y is None else samples.y[chooses]
+            without = harm_of(settings.criterion, list(map(labels_of, plain.logits)), wanted[chooses], y)
+            lossy = _share(without, safest) <= most
         certified = certify(
             path,
             certifying[:-1],
@@ -209,12 +224,18 @@ def _tested(
             else None,
             expected=seen,
         )
-        return Tested(point, replace(choice, thresholds=tuple(levels)), passages[1], certifying, verdict, hopeless)
+        deployed = replace(choice, thresholds=tuple(levels), figures=planned)
+        return Tested(point, deployed, passages[1], certifying, verdict, lossy)
 
     made = [one(name, thresholds, certified)]
     if name == DEFAULT and choice.exits:
         made.append(one(NO_EXIT, never, certified.at_the_start() if certified else None))
     return made
+
+
+def _share(harm: Sequence[NDArray[np.bool_]], exits: NDArray[np.int64]) -> float:
+    """Of the samples, those that are harmed where `exits` (n,) answer them; `harm`: (n,) of each exit."""
+    return float(np.stack(harm)[exits, np.arange(len(exits))].mean())
 
 
 def _costs(measured: Measured, choice: Choice, settings: PartitionSettings) -> list[float]:

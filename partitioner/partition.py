@@ -20,9 +20,11 @@ from partitioner.anatomy.exits import Anatomy, anatomy
 from partitioner.anatomy.models import in_float32
 from partitioner.anatomy.splits import split_points
 from partitioner.early.equip import equip
+from partitioner.early.heads import HEADS
 from partitioner.operate import operate
 from partitioner.pack import check_place, pack
 from partitioner.planning.decide import decide, settle
+from partitioner.planning.plan import Scene
 from partitioner.planning.scene import candidate_points, measure
 from partitioner.report import findings, page
 from partitioner.samples import Array, Samples, fitting
@@ -71,6 +73,7 @@ def partition(
     given = anatomy(model, None if settings.task == "auto" else settings.task)
     samples = _samples(given, arrays)
     labels = _labels(source.labels, given)
+    _check_promise(samples, settings)
     wanted = reference.answers(given, samples, progress)
     equipped = equip(model, given, samples, settings, _samples(given, train) if train else None, progress)
     found, parts, warnings = equipped.anatomy, equipped.parts, list(equipped.warnings)
@@ -81,15 +84,24 @@ def partition(
     every = split_points(found)
     points = candidate_points(found, every, settings)
     settle(found, points, settings)  # what does not fit is said before anything is measured
-    measured = measure(found, points, *of(parts.temperature), *of(parts.plan), settings, progress)
+    shuffled = np.random.default_rng(settings.seed).permutation(parts.plan)  # samples may come sorted
+    measured = measure(found, points, *of(parts.temperature), *of(shuffled), settings, progress)
+    warnings += _foreign(measured.scene, settings)
+    groups = None if samples.groups is None else len(np.unique(samples.groups[parts.certify]))
     without: frozenset[str] = frozenset()
+    given_up = ""
     while True:
-        decided = decide(found, measured, parts, equipped.compulsory, settings, without)
+        decided = decide(found, measured, parts, equipped.compulsory, settings, groups, without, given_up)
         operated = operate(found, measured, decided, samples, wanted, parts, settings, progress)
-        if operated.lossy is None or settings.codec != AUTO:
+        if operated.lossy is not None and settings.codec == AUTO:
+            without |= {operated.lossy}
+            warnings.append(
+                f"codec {operated.lossy} loses more here than its samples foretold: planned again without it"
+            )
+        elif operated.refused and not given_up:
+            given_up = f"{operated.refused}: planned again without early exits"
+        else:
             break
-        without |= {operated.lossy}
-        warnings.append(f"codec {operated.lossy} loses more here than its samples foretold: planned again without it")
     warnings += [*decided.warnings, *operated.warnings]
     told = findings.gather(
         source, found, every, measured, decided, operated, samples, wanted, parts, settings, warnings
@@ -118,6 +130,30 @@ def partition(
         "warnings": warnings,
         "summary": findings.summary(operated),
     }
+
+
+def _check_promise(samples: Samples, settings: PartitionSettings) -> None:
+    """Raise `PermanentError` where the samples lack what the promise is about."""
+    if settings.promise == "groups" and samples.groups is None:
+        raise PermanentError("a promise for new groups needs groups: say of which each sample is")
+    if settings.head not in (AUTO, *HEADS):
+        raise PermanentError(f"exit head {settings.head[:40]!r} is unknown; known: {', '.join((AUTO, *HEADS))}")
+    if settings.criterion == "accuracy" and samples.y is None:
+        raise PermanentError("criterion 'accuracy' needs true labels: give y, or promise agreement with the full model")
+
+
+def _foreign(scene: Scene, settings: PartitionSettings) -> list[str]:
+    """A warning where the device's profile is of another model, going by its multiplications."""
+    if settings.device is None:
+        return []
+    profiled = sum(one.macs for one in settings.device.segments)
+    own = int(scene.trunk_macs.sum()) + sum(one.macs for one in scene.exits)
+    if own / 1.5 <= profiled <= own * 1.5:
+        return []
+    return [
+        f"the device profile is of another model ({profiled:,} MACs, this one has {own:,}): only how fast the "
+        "device is was taken from it, and that differs from one kind of layer to another"
+    ]
 
 
 def _samples(given: Anatomy, arrays: Mapping[str, Array]) -> Samples:

@@ -101,6 +101,8 @@ def _as_input(array: Array, key: str, wanted: Crossing) -> Array:
         raise PermanentError(f"{key}: samples have shape {list(array.shape[1:])}, the model takes {list(wanted.shape)}")
     if not np.can_cast(array.dtype, wanted.dtype, "same_kind"):
         raise PermanentError(f"{key}: samples are {array.dtype}, the model takes {wanted.dtype}")
+    if not len(array):
+        raise PermanentError(f"{key}: there are no samples in it")
     array = array.astype(wanted.dtype, copy=False)
     if array.dtype.kind == "f":
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))

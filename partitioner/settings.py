@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -45,9 +46,9 @@ class PartitionSettings(BaseModel):
     """Confidence measure of the exits."""
     objective: Objective = "latency"
     """What the plan makes as small as it can."""
-    max_accuracy_loss: float = Field(default=0.01, gt=0, lt=1)
+    max_accuracy_loss: float = Field(default=0.01, ge=1e-6, lt=1)
     """ε: largest share of samples that may be harmed (see `criterion`)."""
-    confidence: float = Field(default=0.95, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, le=1 - 1e-9)
     """1 − δ: how sure that must be."""
     criterion: Literal["agreement", "accuracy"] = "agreement"
     """What harm is: another answer than the full model's; or a wrong one where the full model's is right."""
@@ -79,6 +80,13 @@ class PartitionSettings(BaseModel):
         if measure not in MEASURES:
             raise ValueError(f"measure {measure[:40]!r} is unknown; known: {', '.join(MEASURES)}")
         return measure
+
+    @field_validator("thresholds")
+    @classmethod
+    def _possible(cls, thresholds: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if thresholds is not None and not all(math.isfinite(one) and one >= 0 for one in thresholds):
+            raise ValueError("thresholds are numbers from 0 on")
+        return thresholds
 
     @field_validator("uplink", "backhaul")
     @classmethod

@@ -19,8 +19,6 @@ from sluice.wire.errors import PermanentError
 
 LEAST_TO_TRAIN = 200
 """Samples below which `auto` attaches nothing: so few teach a new exit little."""
-MOST_OPTIONAL = 5
-"""Early exits up to which the plan tries every set of them; of more all are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def equip(
         kept += [one.name for one in given.exits[:-1] if one.name not in own]
     found = given if len(kept) == len(given.exits[:-1]) else anatomy(model, given.task, keep=kept)
     early = range(max(0, len(found.exits) - 1))
-    compulsory = tuple(early) if settings.exits != AUTO or len(early) > MOST_OPTIONAL or _fixed(settings) else ()
+    compulsory = tuple(early) if settings.exits != AUTO or _fixed(settings) else ()
     return Equipped(found, parts, compulsory, tuple(warnings))
 
 
@@ -93,7 +91,10 @@ def _asked_for(
         return [], [], []
     if not given.exits:
         if settings.exits != AUTO:
-            raise PermanentError("the model does not classify into single labels: it can have no early exits")
+            raise PermanentError(
+                "the model does not classify into single labels, so it can have no early exits: give it an output of "
+                "(batch, classes), softmax or logits; two classes are two units"
+            )
         return [], [], ["the model does not classify into single labels: it is cut, and has no early exits"]
     if settings.exits == AUTO:
         return list(own), [] if own or _fixed(settings) else choose_places(given), []

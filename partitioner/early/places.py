@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ def find_places(model: Anatomy, places: Sequence[str], head: str) -> list[Place]
             raise PermanentError(f"no exit can be attached at {where!r}: {many} there; choose a later place")
         if design == AUTO:
             design = _fitting(model, point, key) or _fitting(model, point, key, AT_MOST) or "linear"
-        name = "exit-" + place.replace(":", "-").replace("/", "-")
+        name = "exit-" + re.sub(r"[^A-Za-z0-9_.-]", "-", place)
         if name in model.results or name in [other.name for other in found]:
             raise PermanentError(
                 f"there would be two exits called {name!r}: choose another place, or another head there"

@@ -14,8 +14,9 @@ from typing import Any
 from partitioner.anatomy.cut import End, ends_of
 from partitioner.anatomy.exits import Anatomy
 from partitioner.anatomy.splits import SplitPoint, find_split
-from partitioner.planning.plan import Choice, Plan, Wish, plan
+from partitioner.planning.plan import ROUNDING, Choice, Plan, Wish, most_hopeful, plan
 from partitioner.planning.scene import END, Measured, codecs_of
+from partitioner.promise.certify import scope_of
 from partitioner.promise.parts import Parts
 from partitioner.settings import PartitionSettings
 from sluice.wire.errors import PermanentError
@@ -38,6 +39,8 @@ class Decided:
     points: tuple[SplitPoint, ...]
     """The split point of each of the scene's points but the last."""
     warnings: tuple[str, ...]
+    given_up: str = ""
+    """Why nothing is to be certified: it was tried, and another test of the same samples would prove nothing."""
 
     def placement(self, choice: Choice) -> tuple[Tier, ...]:
         """The tier of each segment."""
@@ -59,16 +62,23 @@ def decide(
     parts: Parts,
     compulsory: tuple[int, ...],
     settings: PartitionSettings,
+    groups: int | None = None,
     without: frozenset[str] = frozenset(),
+    given_up: str = "",
 ) -> Decided:
     """Plan by `settings`, leaving out the codecs `without`.
 
+    `groups`: certifying groups, if the samples tell theirs; `given_up`: why no promise can be had, if that is known.
+
     Raises `PermanentError` when what is asked for does not fit the model.
     """
+    epsilon, delta = settings.max_accuracy_loss, round(1 - settings.confidence, 12)
     wish = Wish(
         objective=settings.objective,
-        epsilon=settings.max_accuracy_loss,
-        delta=round(1 - settings.confidence, 12),
+        epsilon=epsilon,
+        delta=delta,
+        groups=groups if scope_of(groups, settings.promise, epsilon, delta) == "groups" else None,
+        given_up=given_up,
         n_certify=len(parts.certify),
         codecs=[codec for codec in codecs_of(settings, bool(found.exits)) if codec not in without],
         compulsory=compulsory,
@@ -79,12 +89,15 @@ def decide(
     best = planned.best
     choices = {DEFAULT: best}
     if settings.placement is None and settings.thresholds is None:
-        choices |= _alternatives(measured, wish, best)
+        found_too = _alternatives(measured, wish, best)
+        choices |= found_too if planned.no_promise else _affordable(wish, best, found_too)
     positions = {index for choice in choices.values() for index in (choice.edge_end, choice.fog_end)}
     cuts = [measured.points[index] for index in sorted(positions) if index < len(measured.points)]
     cuts += [point for point in _named(measured.points, settings) if point not in cuts]
     warnings = [planned.no_promise] if planned.no_promise else []
-    return Decided(planned, choices, tuple(ends_of(found, best.exits, cuts)), measured.points, tuple(warnings))
+    return Decided(
+        planned, choices, tuple(ends_of(found, best.exits, cuts)), measured.points, tuple(warnings), given_up
+    )
 
 
 def _alternatives(measured: Measured, wish: Wish, best: Choice) -> dict[str, Choice]:
@@ -109,6 +122,17 @@ def _alternatives(measured: Measured, wish: Wish, best: Choice) -> dict[str, Cho
         if after < CLEARLY * before:
             found[name] = one
     return found
+
+
+def _affordable(wish: Wish, best: Choice, others: dict[str, Choice]) -> dict[str, Choice]:
+    """As many of `others` as leave hope that every operating point is certified: they share what δ allows."""
+    kept = dict(others)
+    while kept:
+        most = most_hopeful(replace(wish, delta=wish.delta / (1 + len(kept))))
+        if all(1 - one.figures.agreement <= most + ROUNDING for one in (best, *kept.values())):
+            break
+        kept.popitem()
+    return kept
 
 
 def _amount(choice: Choice, objective: str) -> float:

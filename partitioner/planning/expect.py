@@ -8,7 +8,8 @@ sample pays for every station up to the exit that answers it.
 So for one codec everything splits into a part of where the edge ends and a part of where the fog ends, which is what
 makes an exact search cheap: latency = `edge[level, e]` + `fog[level, f]`, or `straight[level, e]` without a fog.
 
-**Taken as it is**: one sample at a time on idle tiers and links. **Approximated**: the harm of a lossy codec is added
+**Taken as it is**: one sample at a time on idle tiers and links; an exit that hangs where a tier's trunk ends runs on
+that tier (further exits there may run on the next). **Approximated**: the harm of a lossy codec is added
 to that of the exits, and the harm of two crossings is the sum of both.
 """
 
@@ -98,7 +99,7 @@ def levels_of(scene: Scene, exits: Sequence[int], thresholds: Sequence[tuple[flo
     sure = [np.nan_to_num(one, nan=0.0) for one in confidence]
     harmed = expected_harm(sure, harm)[answered, np.arange(n)]
     going_on = np.stack([(answered >= passed).mean(axis=1) for passed in range(len(exits) + 2)], axis=1)
-    return Levels(thresholds, answered, harmed.mean(axis=1), going_on)
+    return Levels(thresholds, answered, harmed.mean(axis=1).round(DIGITS), going_on)
 
 
 def expect(scene: Scene, line: Line, levels: Levels, codec: str, uplink: Link) -> Expected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -15,6 +14,10 @@ RATE = re.compile(rf"{NUMBER}\s*([kKmMgG]?)(bit/s|bits/s|bit|b/s|bps|B/s|Bps|)")
 DELAY = re.compile(rf"{NUMBER}\s*(s|ms|us|µs)")
 
 
+LEAST_BPS, MOST_BPS, MOST_S = 1e-3, 1e15, 1e6
+"""What a link can be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """`rate_bps`: bits a second; `delay_s`: seconds one way. Both ways are alike."""
@@ -23,10 +26,10 @@ class Link:
     delay_s: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rate_bps) and self.rate_bps > 0):
-            raise PermanentError(f"link of {self.rate_bps:g} bit/s: the rate has to be above 0")
-        if not (math.isfinite(self.delay_s) and self.delay_s >= 0):
-            raise PermanentError(f"link with a delay of {self.delay_s:g} s: the delay cannot be below 0")
+        if not LEAST_BPS <= self.rate_bps <= MOST_BPS:
+            raise PermanentError(f"link of {self.rate_bps:g} bit/s: the rate has to be {LEAST_BPS:g} to {MOST_BPS:g}")
+        if not 0 <= self.delay_s <= MOST_S:
+            raise PermanentError(f"link with a delay of {self.delay_s:g} s: the delay has to be 0 to {MOST_S:g} s")
 
     def time_s(self, size: float) -> float:
         """Seconds until a message of `size` bytes is there, on an idle link."""

@@ -26,8 +26,8 @@ from partitioner.planning.handling import Handling
 from partitioner.planning.link import Link
 from partitioner.planning.pareto import thin
 from partitioner.planning.search import Candidates, ExitSet, Limits, exit_sets, keep_within, limits_of, never, search
-from partitioner.planning.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, kind, verdict
-from partitioner.promise.certify import samples_needed
+from partitioner.planning.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, kind
+from partitioner.promise.certify import group_p_value, groups_needed, samples_needed
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import Tier
 
@@ -37,6 +37,8 @@ SHOWN = 60
 """Most candidates of the front that are told."""
 
 ROUNDING = 1e-9
+HALVED = 40
+"""Times that an interval is halved to find a share in it."""
 
 Share = float
 Flips = NDArray[np.bool_]
@@ -108,6 +110,10 @@ class Wish:
     fog_points: Sequence[str] | None = None
     exit_tiers: Mapping[int, Tier] = field(default_factory=dict)
     """Tiers of early exits that must not be elsewhere."""
+    groups: int | None = None
+    """Certifying groups, where the promise is for new ones."""
+    given_up: str = ""
+    """Why nothing may be hoped for, if that is known already."""
     thresholds: tuple[float, ...] | None = None
     """Of all early exits, which then stay; nothing is promised of them, a codec may add at most `epsilon` of harm."""
 
@@ -153,7 +159,10 @@ class Plan:
     """Without any early exit: all on the device, raw input to the fog, raw input to the cloud (where it fits)."""
     pareto: list[Choice]
     """At most `SHOWN` that no other beats, the chosen ones among them."""
-    verdict: str
+    split: Choice | None
+    """The best that splits the model, where `best` does not; `best` if it does."""
+    least_agreement: float
+    """What was to be kept."""
     no_promise: str
     """Why no early exit may answer, if so."""
     considered: int
@@ -161,7 +170,7 @@ class Plan:
 
 
 def plan(scene: Scene, wish: Wish) -> Plan:
-    """The best candidate for each objective, and the verdict on that of `wish`.
+    """The best candidate for each objective, and what it is compared with.
 
     Raises `PermanentError` when `wish` names what is not there, or leaves nothing to choose.
     """
@@ -183,8 +192,7 @@ def plan(scene: Scene, wish: Wish) -> Plan:
     if kind(scene, best) != SPLIT:
         hopeful = [one for one in allowed.sets if one.levels.harm.min() <= most_harm + ROUNDING]
         within = [keep_within(scene, one, most_harm + ROUNDING) for one in hopeful]
-        shared = _Space.of(scene, within, replace(limits, shared=True))
-        split = shared.choice(shared.least(wish.objective, most_harm)) if shared.any_within(most_harm) else None
+        split = _best_of(_Space.of(scene, within, replace(limits, shared=True)), wish, most_harm) if within else None
     baselines = dict(_baselines(scene, wish, most_harm))
     shown = thin(space.found.costs, rows.values() if allowed is space else (), SHOWN)
     return Plan(
@@ -192,7 +200,8 @@ def plan(scene: Scene, wish: Wish) -> Plan:
         by_objective,
         baselines,
         [space.choice(row) for row in shown.tolist()],
-        verdict(scene, wish.objective, best, baselines, split, 1 - most_harm),
+        split,
+        1 - most_harm,
         no_promise,
         space.considered,
         time.perf_counter() - begun,
@@ -263,11 +272,36 @@ class _Space:
         )
 
 
+def _best_of(space: _Space, wish: Wish, most_harm: float) -> Choice | None:
+    return space.choice(space.least(wish.objective, most_harm)) if space.any_within(most_harm) else None
+
+
 def _most_harm(wish: Wish, space: _Space) -> float:
     """The largest share of harmed samples that a certificate may be hoped for with, below 0 if there is none."""
     if wish.thresholds is not None:
         return float(space.sets[0].levels.harm[0]) + wish.epsilon
+    return most_hopeful(wish)
+
+
+def most_hopeful(wish: Wish) -> float:
+    """The largest share of harmed samples that a certificate may be hoped for with, below 0 if there is none."""
+    if wish.given_up:
+        return -1.0
+    if wish.groups is not None:
+        return hopeful_group_harm(wish.epsilon, wish.delta, wish.groups)
     return hopeful_harm(wish.epsilon, wish.delta, wish.n_certify)
+
+
+def hopeful_group_harm(epsilon: float, delta: float, groups: int) -> float:
+    """The largest share of harmed samples, alike in all `groups`, with which they certify `epsilon` for new ones; else
+    below 0. Groups that differ need less harm, so this is the most that may be hoped for."""
+    if groups < groups_needed(epsilon, delta):
+        return -1.0
+    low, high = 0.0, epsilon
+    for _ in range(HALVED):
+        middle = (low + high) / 2
+        low, high = (middle, high) if group_p_value(np.full(groups, middle), epsilon) <= delta else (low, middle)
+    return low
 
 
 def hopeful_harm(epsilon: float, delta: float, n_certify: int) -> float:
@@ -280,9 +314,13 @@ def hopeful_harm(epsilon: float, delta: float, n_certify: int) -> float:
 
 
 def _why_none(wish: Wish, space: _Space) -> str:
+    if wish.given_up:
+        return wish.given_up
     needed = samples_needed(wish.epsilon, wish.delta)
     promise = f"a harm of at most {wish.epsilon:g} at {1 - wish.delta:g}"
-    if wish.n_certify < needed:
+    if wish.groups is not None and wish.groups < (many := groups_needed(wish.epsilon, wish.delta)):
+        return f"{wish.groups} groups cannot certify {promise} for new groups: {many} are needed at least"
+    if wish.groups is None and wish.n_certify < needed:
         return f"{wish.n_certify} samples cannot certify {promise}: {needed} are needed at least"
     least = space.found.costs[:, 0].min()
     return f"nothing that was tried would be certified for {promise}: the least harm to be expected is {least:.2%}"

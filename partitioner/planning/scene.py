@@ -24,7 +24,7 @@ from partitioner.anatomy.splits import SplitPoint, find_split
 from partitioner.planning.handling import measure_handling, without_cuts
 from partitioner.planning.link import parse_link
 from partitioner.planning.plan import EarlyExit, Point, Scene
-from partitioner.promise.calibrate import confidences, temperature
+from partitioner.promise.calibrate import confidences, labels_of, temperature
 from partitioner.promise.certify import harm_of
 from partitioner.samples import Arrays, Samples
 from partitioner.segments.chain import ranges_of, with_scales
@@ -201,14 +201,15 @@ def _cut_finely(
     last = len(anatomy.exits) - 1 if anatomy.exits else None
     ends.append(End(position=len(anatomy.trunk), exit=last, name=END))
     fine = cut(anatomy, ends)
-    exported = export(fine, logits_model(fine), fit.inputs, settings.quantize, progress=progress)
+    compared = settings.quantize != "int8"  # a cut at which int8 does badly is not taken, not the model refused
+    exported = export(fine, logits_model(fine), fit.inputs, settings.quantize, progress=progress, compared=compared)
     return _Fine(fine, exported, trunk, heads, at)
 
 
 def _whole_trunk_us(anatomy: Anatomy, fit: Samples, tensors: Arrays, settings: PartitionSettings) -> float:
     last = len(anatomy.exits) - 1 if anatomy.exits else None
     whole = cut(anatomy, [End(position=len(anatomy.trunk), exit=last, name=END)])
-    (only,) = export(whole, logits_model(whole), fit.inputs, settings.quantize)
+    (only,) = export(whole, logits_model(whole), fit.inputs, settings.quantize, compared=False)
     return time_us(only.segment, tensors)
 
 
@@ -286,21 +287,22 @@ def _point(
             losses[kind] = 0.0
             if codec not in FAITHFUL:
                 coded = {s.name: round_trip(tensors[s.name], s, codec) for s in specs}
-                losses[kind] = _taken_as(codec, _results(tail, coded) != uncoded)
+                if any(not np.array_equal(coded[s.name], tensors[s.name]) for s in specs):
+                    losses[kind] = _taken_as(codec, _results(tail, coded) != uncoded)
         loss[codec] = losses[kind]
     return Point(name, size, loss, packing, unpacking)
 
 
-def _taken_as(codec: str, changed: NDArray[np.bool_]) -> float | NDArray[np.bool_]:
-    """What the plan is told of a codec's loss: which answers (n,) changed; of coarse the share that it has at worst.
+def _taken_as(codec: str, changed: NDArray[np.bool_]) -> float:
+    """The share of answers that the plan takes a codec to change, of which `changed` (n,) tells some samples.
 
     Of many points and codecs the plan picks one that looks harmless, and among so many some only look so: a codec that
-    loses on purpose has to show that it does not lose too much (Clopper and Pearson's bound, at `PROVEN`).
+    loses on purpose has to show that it does not lose too much (Clopper and Pearson's bound, at `PROVEN`), int8 that it
+    is as likely as not (the bound's median).
     """
-    if codec != "coarse":
-        return changed
+    sure = PROVEN if codec == "coarse" else 0.5
     count = int(changed.sum())
-    return float(beta.ppf(PROVEN, count + 1, len(changed) - count)) if count < len(changed) else 1.0
+    return float(beta.ppf(sure, count + 1, len(changed) - count)) if count < len(changed) else 1.0
 
 
 def _coded(specs: Sequence[TensorSpec], tensors: Arrays, codec: str) -> tuple[list[int], float, float]:
@@ -328,7 +330,7 @@ def _results(tail: Sequence[RunningSegment], crossing: Arrays) -> Labels:
             tensors |= segment.run(tensors)
         exit_head = tail[-1].spec.exit
         size = min(BATCH, n - i)
-        labels.append(tensors[exit_head.logits].argmax(axis=1) if exit_head else np.zeros(size, np.int64))
+        labels.append(labels_of(tensors[exit_head.logits]) if exit_head else np.zeros(size, np.int64))
     return np.concatenate(labels)
 
 
@@ -348,7 +350,7 @@ def _seen(
     fitted, seen = (exit_logits(running, order, part.inputs) for part in (fit, plan))
     truth = fit_wanted if fit.y is None else fit.y
     temperatures = [temperature(logits, truth) for logits in fitted]
-    labels = [logits.argmax(axis=1) for logits in seen]
+    labels = [labels_of(logits) for logits in seen]
     return confidences(settings.measure, seen, temperatures)[:-1], harm_of(
         settings.criterion, labels, plan_wanted, plan.y
     )

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 HOPELESS = 5
 """A level that harms more than so many times ε is no candidate, not even for the Pareto front."""
+MOST_OPTIONAL = 5
+"""Early exits of which every combination is looked at."""
 LEVELS = 128
 """Most levels of a path that are tried, evenly taken from those that are left."""
 
@@ -74,15 +76,15 @@ class Candidates:
 
 
 def exit_sets(scene: Scene, wish: Wish) -> list[ExitSet]:
-    """Each set of early exits that has the compulsory ones, the smallest first, with the levels that may hope."""
+    """Each set of early exits that has the compulsory ones, the smallest first, with the levels that may hope.
+
+    Of more than `MOST_OPTIONAL` that may stay or go: none, one, two, or all of them.
+    """
     every = range(len(scene.exits))
-    compulsory = set(every if wish.thresholds is not None else wish.compulsory)
-    kept = [
-        exits
-        for size in range(len(every) + 1)
-        for exits in itertools.combinations(every, size)
-        if compulsory <= set(exits)
-    ]
+    compulsory = tuple(every) if wish.thresholds is not None else tuple(wish.compulsory)
+    optional = [k for k in every if k not in compulsory]
+    sizes = range(len(optional) + 1) if len(optional) <= MOST_OPTIONAL else (0, 1, 2, len(optional))
+    kept = [tuple(sorted((*compulsory, *some))) for size in sizes for some in itertools.combinations(optional, size)]
     return [ExitSet(exits, line_of(scene, exits), _levels(scene, wish, exits)) for exits in kept]
 
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 ON_DEVICE, TO_FOG, TO_CLOUD = "all on the device", "raw input to the fog", "raw input to the cloud"
 SPLIT = "split"
+RULED_OUT = "is ruled out by what was fixed"
+HOPED = "was not expected to be better: the plan hoped for more exits than could be certified"
 DOING = {
     ON_DEVICE: "Running all on the device",
     TO_FOG: "Sending the raw input to the fog",
@@ -46,10 +48,12 @@ def verdict(
     baselines: Mapping[str, Choice],
     split: Choice | None,
     least_agreement: float,
+    fixed: bool,
 ) -> str:
     """One sentence: what is best for `objective`, and by how much against the others.
 
-    `split`: the best choice that splits the model, None if there is none; `least_agreement`: what was to be kept.
+    `best`: with the figures that it has as deployed; `split`: the best choice that splits the model, None if there is
+    none; `least_agreement`: what was to be kept; `fixed`: whether the plan's choice was limited by the user.
     """
     what = kind(scene, best)
     value = _value(best.figures, objective)
@@ -69,7 +73,7 @@ def verdict(
         other = f"{name}{' without early exits' if name == what else ''} takes {_against(objective, choice, value)}"
         if _value(choice.figures, objective) < value:
             lost = choice.figures.agreement < least_agreement - 1e-9
-            why = f"keeps only {choice.figures.agreement:.2%}" if lost else "is ruled out by what was fixed"
+            why = f"keeps only {choice.figures.agreement:.2%}" if lost else RULED_OUT if fixed else HOPED
             other += f" but {why}"
         others.append(other)
     return f"{head}: {_amount(objective, value)} a sample; {', '.join(others)}."

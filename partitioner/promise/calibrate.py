@@ -43,6 +43,11 @@ def temperature(logits: NDArray[np.float32], labels: Labels) -> float:
     return float(np.exp(found.x))
 
 
+def labels_of(logits: NDArray[np.float32]) -> Labels:
+    """The labels (n,) that a device answers with, `logits` (n, classes) that are no numbers included."""
+    return gate("max_prob", logits, 1.0)[0]
+
+
 def confidences(measure: str, logits: Sequence[NDArray[np.float32]], temperatures: Sequence[float]) -> list[Floats]:
     """The confidence (n,) in each of `logits` (n, classes), as the device's gate works it out."""
     return [gate(measure, one, t)[1] for one, t in zip(logits, temperatures, strict=True)]
@@ -59,7 +64,7 @@ def expected(
     (n,) are known.
     """
     n = len(exits)
-    labels = np.stack([logits.argmax(axis=1) for logits in passage.logits])
+    labels = np.stack([labels_of(logits) for logits in passage.logits])
     answers = labels[exits, np.arange(n)]
     before = range(1, len(passage.sent) + 1) if passed is None else passed
     figures: dict[str, float | list[float]] = {

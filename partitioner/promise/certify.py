@@ -127,10 +127,25 @@ def samples_needed(epsilon: float, delta: float) -> int:
 
 def groups_needed(epsilon: float, delta: float) -> int:
     """The least number of groups with which anything can be promised for new ones, `FEW_GROUPS` at least."""
-    many = samples_needed(epsilon, delta)
-    while group_p_value(np.zeros(many), epsilon) > delta:
-        many += 1
-    return max(many, FEW_GROUPS)
+    low, high = 0, samples_needed(epsilon, delta)
+    while _won(high, epsilon) < 1 / delta:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _won(middle, epsilon) >= 1 / delta else (middle, high)
+    return max(high, FEW_GROUPS)
+
+
+def _won(groups: int, epsilon: float) -> float:
+    """The capital after so many groups of which nobody is harmed."""
+    return math.fsum(part * (1 + bet / (1 - epsilon) * epsilon) ** groups for bet, part in BETS)
+
+
+def scope_of(groups: int | None, promise: Promise, epsilon: float, delta: float) -> Scope:
+    """Whom a promise is for, with so many certifying `groups` (None: there are none); arguments as of `certify`."""
+    if groups is None or promise == "samples":
+        return "samples"
+    return "groups" if promise == "groups" or groups >= groups_needed(epsilon, delta) else "samples"
 
 
 def p_value(violations: int, n: int, epsilon: float) -> float:
@@ -168,14 +183,9 @@ def certify(
     seen = _seen(confidence, harm, groups)
     first = seen.at(path[0])
     sure = f"{epsilon:g} at {1 - delta:g}"
-    scope: Scope = "samples"
-    few_groups = ""
-    if first.groups is not None and promise != "samples":
-        needed = groups_needed(epsilon, delta)
-        if first.groups < needed:
-            few_groups = f"{first.groups} groups cannot certify {sure} for new groups: {needed} are needed at least"
-        if first.groups >= needed or promise == "groups":
-            scope = "groups"
+    scope, few_groups = scope_of(first.groups, promise, epsilon, delta), ""
+    if first.groups is not None and promise != "samples" and first.groups < (needed := groups_needed(epsilon, delta)):
+        few_groups = f"{first.groups} groups cannot certify {sure} for new groups: {needed} are needed at least"
     if scope == "groups" and few_groups:
         return replace(first, thresholds=None, reason=few_groups, scope=scope)
     if scope == "samples" and first.n < (needed := samples_needed(epsilon, delta)):
@@ -186,8 +196,7 @@ def certify(
     reached, failed = _walk(path, seen, scope, epsilon, delta)
     begun = "without any early exit" if _closed(path[0]) else "at the least harmful thresholds"
     if reached is None:
-        why = "the codec loses too much" if _closed(path[0]) else "too many"
-        found = f"{first.violations} of {first.n} samples are harmed {begun}: {why} for {sure}"
+        found = f"{first.violations} of {first.n} samples are harmed {begun}: too many for {sure}"
         return replace(first, thresholds=None, reason=found, scope=scope)
     reasons = []
     if reached == path[0] and failed is not None and _closed(path[0]):

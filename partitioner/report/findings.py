@@ -17,11 +17,11 @@ from partitioner.planning.decide import Decided
 from partitioner.planning.link import Link
 from partitioner.planning.plan import figures
 from partitioner.planning.scene import Measured
-from partitioner.planning.verdict import front_rows
-from partitioner.promise.calibrate import reliability, sweep
+from partitioner.planning.verdict import front_rows, verdict
+from partitioner.promise.calibrate import labels_of, reliability, sweep
 from partitioner.promise.parts import Parts
 from partitioner.samples import Samples
-from partitioner.settings import PartitionSettings
+from partitioner.settings import AUTO, PartitionSettings
 
 if TYPE_CHECKING:
     from partitioner.partition import Source
@@ -54,7 +54,7 @@ def gather(
         "version": source.version,
         "task": found.task,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "verdict": decided.plan.verdict,
+        "verdict": _verdict(measured, decided, first, settings),
         "warnings": list(warnings),
         "data": {
             "n": len(samples),
@@ -133,6 +133,15 @@ def _point(tested: Tested) -> Json:
     }
 
 
+def _verdict(measured: Measured, decided: Decided, first: Tested, settings: PartitionSettings) -> str:
+    """What the plan decided, with the figures of what is deployed."""
+    plan, s = decided.plan, settings
+    free = s.split == s.exits == s.codec == AUTO and s.placement is None and s.thresholds is None
+    return verdict(
+        measured.scene, s.objective, first.choice, plan.baselines, plan.split, plan.least_agreement, fixed=not free
+    )
+
+
 def _segments(operated: Operated, first: Tested, samples: Samples, wanted: Labels | None, parts: Parts) -> list[Json]:
     point, told = first.point, []
     shares = point.expected.get("exit_share", [])
@@ -142,7 +151,7 @@ def _segments(operated: Operated, first: Tested, samples: Samples, wanted: Label
         exit_of = None
         if segment.exit is not None and wanted is not None:
             policy = point.policies[number]
-            labels = first.passage.logits[number].argmax(axis=1)
+            labels = labels_of(first.passage.logits[number])
             exit_of = {
                 "name": segment.exit.name,
                 "share": shares[number] if isinstance(shares, list) else 0.0,
@@ -173,7 +182,7 @@ def _exits(operated: Operated, first: Tested, samples: Samples, wanted: Labels, 
     answers, y = wanted[parts.certify], None if samples.y is None else samples.y[parts.certify]
     told = []
     for k, name in enumerate(names):
-        labels = first.passage.logits[k].argmax(axis=1)
+        labels = labels_of(first.passage.logits[k])
         right = labels == (answers if y is None else y)
         last = k == len(names) - 1
         told.append(

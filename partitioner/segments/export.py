@@ -75,8 +75,12 @@ def export(
     samples: Mapping[str, Array],
     quantize: Quantize = "float32",
     progress: Progress | None = None,
+    *,
+    compared: bool = True,
 ) -> list[Exported]:
     """All segments of `cut`, each compared with its Keras piece, and their chain with `full` (`cut.logits_model`).
+
+    Not `compared`: pieces that are only to be measured, not deployed.
 
     `samples` are the model's inputs as they cross, name: (n, *shape); some of them are compared, and int8 takes its
     ranges from them. Raises `PermanentError` naming the segment when a piece does not convert or does not compute the
@@ -89,14 +93,14 @@ def export(
     for index, piece in enumerate(cut.pieces):
         if progress is not None:
             progress(f"converting segment {piece.name}", index, len(cut.pieces))
-        exported, made = _export(index, piece, piece_model(cut, piece), tensors, known, quantize)
+        exported, made = _export(index, piece, piece_model(cut, piece), tensors, known, quantize, compared)
         known |= {tensor.name: tensor for tensor in exported.spec.outputs}
         tensors = {crossing.name: (tensors | made)[crossing.name] for crossing in piece.crossing}
         done.append(exported)
         results = {LOGITS: f"{LOGITS}{index}"} if piece.exit else {}
         if index == len(cut.pieces) - 1:
             results |= {crossing.name: crossing.name for crossing in piece.outputs}
-        for name, whole in results.items():
+        for name, whole in results.items() if compared else ():
             what = f"the chain of segments up to {piece.name!r}"
             allowed = CHAIN_TOLERANCE[quantize]
             _check(what, name, made[name][:COMPARED], wanted[whole], quantize, allowed, name == LOGITS)
@@ -118,13 +122,15 @@ def _export(
     tensors: Arrays,
     known: Mapping[str, TensorSpec],
     quantize: Quantize,
+    compared: bool,
 ) -> tuple[Exported, Arrays]:
     """The segment, and what it makes of all samples."""
     answers = {LOGITS} if piece.exit else () if piece.crossing else [crossing.name for crossing in piece.outputs]
     content = convert(model, f"segment {index} ({piece.name})", quantize, tensors, answers)
     spec = _spec(index, piece, content, known, quantize)
     inputs = {tensor.name: tensors[tensor.name] for tensor in spec.inputs}
-    _compare(load_segment(content, spec), model, inputs)
+    if compared:
+        _compare(load_segment(content, spec), model, inputs)
     segment = load_segment(content, spec)  # without the memory of the batches that were tried
     made = run_all(segment, inputs)
     return Exported(content, spec.model_copy(update={"reference_us": time_us(segment, inputs)}), segment), made

@@ -296,5 +296,6 @@ def first_cause(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, in one line of 300 characters at most: `where: what`."""
     cause = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(step) for step in cause["loc"])
-    what = f"{where}: {cause['msg']}" if where else cause["msg"]
+    said = cause["msg"].removeprefix("Value error, ")
+    what = f"{where}: {said}" if where else said
     return " ".join(what.split())[:300]

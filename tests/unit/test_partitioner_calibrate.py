@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from partitioner.promise.calibrate import confidences, expected, reliability, sweep, temperature
+from partitioner.promise.calibrate import confidences, expected, labels_of, reliability, sweep, temperature
 from partitioner.segments.chain import Passage
 from sluice.stage.policy import gate
 
@@ -86,3 +86,9 @@ def test_a_sweep_goes_from_the_strictest_threshold_to_all() -> None:
     shares = [one["share"] for one in many]
     assert 30 <= len(many) <= 33 and shares == sorted(shares) and shares[-1] == 1
     assert sweep(np.zeros(5), labels, wanted, None) == []
+
+
+def test_labels_are_those_that_a_device_answers_with() -> None:
+    logits = np.array([[0, 1, 2], [0, 1, np.inf], [0, np.nan, 1]], np.float32)
+    assert labels_of(logits).tolist() == gate("margin", logits, 2.0)[0].tolist()
+    assert labels_of(logits)[0] == 2

@@ -17,7 +17,7 @@ from partitioner.promise.certify import (
     p_value,
     samples_needed,
 )
-from partitioner.promise.parts import split_parts
+from partitioner.promise.parts import FEW_GROUPS, split_parts
 from partitioner.promise.thresholds import NEVER, exits_of, from_safe_start, greedy_path
 from sluice.wire.errors import PermanentError
 
@@ -95,7 +95,7 @@ def test_a_codec_that_loses_too_much_certifies_nothing() -> None:
     harm[-1][:] = True
     found = certify([SHUT, (0.9, 0.9)], confidence, harm, epsilon=0.02, delta=0.05)
     assert found.thresholds is None and "500 of 500 samples" in found.reason
-    assert "codec loses too much" in found.reason and found.at_the_start().thresholds is None
+    assert "too many for 0.02" in found.reason and found.at_the_start().thresholds is None
 
 
 def test_where_the_codec_loses_only_what_crosses_the_exits_are_certified_without_no_exit() -> None:
@@ -263,3 +263,11 @@ def test_a_user_may_insist_on_groups_or_be_content_with_samples() -> None:
     confidence, harm, _ = grouped(9, 100, 0)
     with pytest.raises(PermanentError, match="needs groups"):
         certify([(NEVER,)], confidence, harm, epsilon=0.05, delta=0.1, promise="groups")
+
+
+def test_groups_that_are_needed_are_found_at_once() -> None:
+    assert [groups_needed(epsilon, 0.05) for epsilon in (0.01, 0.001, 0.00003)] == [307, 3084, 102_843]
+    for epsilon, delta in ((0.01, 0.05), (0.1, 0.01), (0.03, 0.3)):
+        many = groups_needed(epsilon, delta)
+        assert group_p_value(np.zeros(many), epsilon) <= delta
+        assert many == FEW_GROUPS or group_p_value(np.zeros(many - 1), epsilon) > delta

@@ -1,6 +1,7 @@
 """What can be asked of `partition`: no exits, new exits, several inputs, groups, int8, results that are no labels."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from sluice.stage.segment import load_segments
 from sluice.stage.step import Stage, Work, share_of, step
 from sluice.wire.bundle import open_bundle
+from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Manifest
 from sluice.wire.messages import Offload, Prediction
 
@@ -161,3 +163,52 @@ def test_with_few_groups_nothing_is_promised_for_new_ones(two_inputs: Any, tmp_p
     )
     assert manifest.operating_points[0].certificate is None
     assert any("149 are needed" in warning or "needed at least" in warning for warning in report["warnings"])
+
+
+def test_a_promise_that_cannot_be_had_is_not_planned_for(two_inputs: Any, tmp_path: Path) -> None:
+    """Too few groups: no early exit answers, the plan is the best without, and the verdict is of what is deployed."""
+    arrays = family(1200, 3) | {"groups": np.arange(1200) % 12}
+    manifest, report = made(two_inputs, arrays, tmp_path / "b", promise="groups", objective="bytes", exits=("mix",))
+    default = manifest.operating_points[0]
+    assert default.certificate is None and all(policy.threshold >= 1 for policy in default.policies[:-1])
+    amount = re.search(r"for bytes: ([0-9.]+) bytes|: ([0-9.]+) bytes a sample", report["verdict"])
+    assert amount
+    told = float(amount[1] or amount[2])
+    assert told == pytest.approx(float(default.expected["bytes"]), rel=0.01)  # type: ignore[arg-type]
+
+
+def test_where_the_certificate_fails_it_is_planned_again_and_not_tested_again(
+    two_inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certifying samples are as bad as those of the plan were good."""
+    from partitioner import operate
+
+    tested: list[float] = []
+    real = operate.certify
+
+    def unlucky(path: Any, confidence: Any, harm: Any, **options: Any) -> Any:
+        tested.append(options["delta"])
+        return real(path, confidence, [np.ones_like(one) for one in harm], **options)
+
+    monkeypatch.setattr(operate, "certify", unlucky)
+    manifest, report = made(two_inputs, family(1500, 1), tmp_path / "b", max_accuracy_loss=0.03)
+    assert len(tested) >= 1 and len(set(tested)) == 1, "of one plan only"
+    assert all(point.certificate is None for point in manifest.operating_points)
+    default = manifest.operating_points[0]
+    assert all(policy.threshold >= 1 for policy in default.policies[:-1])
+    assert any("planned again without early exits" in warning for warning in report["warnings"])
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_measured(two_inputs: Any, tmp_path: Path) -> None:
+    arrays = family(300, 1)
+    unlabelled = {name: array for name, array in arrays.items() if name != "y"}
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        (arrays, {"promise": "groups"}, "needs groups"),
+        (unlabelled, {"criterion": "accuracy"}, "needs true labels"),
+        (arrays, {"head": "zzz"}, "exit head 'zzz' is unknown"),
+        ({name: array[:0] for name, array in arrays.items()}, {}, "no samples"),
+    ]
+    for data, asked, says in cases:
+        with pytest.raises(PermanentError, match=says):
+            made(two_inputs, data, tmp_path / "b", **asked)
+        assert not (tmp_path / "b").exists()

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from partitioner.planning import search
+from partitioner.planning.decide import _affordable
 from partitioner.planning.handling import Handling, measure_handling, without_cuts
 from partitioner.planning.link import Link, parse_link
 from partitioner.planning.pareto import front, thin
-from partitioner.planning.plan import OBJECTIVES, Choice, EarlyExit, Point, Scene, Wish, figures, plan
-from partitioner.planning.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, describe, front_rows, kind
+from partitioner.planning.plan import OBJECTIVES, Choice, EarlyExit, Figures, Point, Scene, Wish, figures, plan
+from partitioner.planning.verdict import ON_DEVICE, SPLIT, TO_CLOUD, TO_FOG, describe, front_rows, kind, verdict
 from partitioner.promise.thresholds import NEVER, expected_harm
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import TIERS, Tier
@@ -295,16 +296,17 @@ def test_who_wins_depends_on_the_links_and_the_verdict_says_so(
     made = replace(made, trunk_us={**made.trunk_us, "edge": made.trunk_us["edge"] * np.array([1, slow, slow, slow])})
     done = plan(made, replace(WISH, codecs=("raw",)))
     assert kind(made, done.best) == winner
-    assert done.verdict.startswith(says)
+    said = verdict(made, "latency", done.best, done.baselines, done.split, done.least_agreement, fixed=False)
+    assert said.startswith(says)
     assert list(done.baselines) == [ON_DEVICE, TO_FOG, TO_CLOUD]
     assert [kind(made, choice) for choice in done.baselines.values()] == [ON_DEVICE, TO_FOG, TO_CLOUD]
-    assert winner == SPLIT or "the best split (device up to" in done.verdict
+    assert winner == SPLIT or "the best split (device up to" in said
     for name, choice in done.baselines.items():
         assert choice.exits == ()
         assert choice.figures.latency_ms >= done.best.figures.latency_ms
-        assert name in done.verdict
-    assert "\n" not in done.verdict
-    assert done.verdict.count(". ") == 0
+        assert name in said
+    assert "\n" not in said
+    assert said.count(". ") == 0
 
 
 def test_the_front_is_undominated_small_and_holds_what_was_chosen() -> None:
@@ -510,3 +512,44 @@ def test_what_is_no_link_is_refused_in_a_line(text: str) -> None:
     with pytest.raises(PermanentError, match="link") as caught:
         parse_link(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", range(37))
+def test_where_nothing_may_be_hoped_for_it_falls_back(bad: int) -> None:
+    """However much the final exit itself harms, as int8 may."""
+    ends = [Point(name, {"raw": 1000.0}, {"raw": 0.0}, {"raw": 1.0}, {"raw": 1.0}) for name in ("in", "mid", "end")]
+    harm = np.arange(37) < bad
+    trunk = {tier: np.array([10.0, 10.0]) for tier in TIERS}
+    links = Link(1e6, 0.05), Link(1e8, 0.01)
+    made = Scene(ends, trunk, np.array([5, 5]), [], [], [harm], *links, header_bytes=250, answer_bytes=190)
+    found = plan(made, Wish("latency", 0.01, 0.05, n_certify=20, codecs=["raw"]))
+    assert found.best.exits == () and "20 samples cannot certify" in found.no_promise
+
+
+def test_new_groups_need_enough_groups() -> None:
+    few = plan(scene(), replace(WISH, groups=20))
+    assert "20 groups cannot certify" in few.no_promise and few.best.figures.exit_share[-1] == 1.0
+    many = plan(scene(), replace(WISH, groups=2000))
+    assert not many.no_promise and many.best.figures.exit_share[-1] < 1.0
+
+
+def test_what_is_known_to_be_in_vain_is_not_hoped_for() -> None:
+    found = plan(scene(), replace(WISH, given_up="it failed"))
+    assert found.no_promise == "it failed" and found.best.figures.exit_share[-1] == 1.0
+
+
+def test_of_many_exits_none_is_always_possible() -> None:
+    many = scene(points=8, at=(0, 1, 2, 3, 4, 5))
+    sets = [one.exits for one in search.exit_sets(many, WISH)]
+    assert () in sets and tuple(range(6)) in sets and (1, 4) in sets and len(set(sets)) == len(sets) == 1 + 6 + 15 + 1
+    found = plan(many, WISH)
+    assert all(found.best.figures.latency_ms <= one.figures.latency_ms for one in found.baselines.values())
+
+
+def test_alternatives_go_before_the_promise_does() -> None:
+    harmless = Choice((0,), ("edge",), 1, 2, "raw", (0.5,), Figures(1.0, 1.0, 1.0, 1.0, (0.5, 0.5)))
+    wish = replace(WISH, epsilon=0.05, delta=0.05)
+    others = {"fewest-bytes": harmless, "lowest-latency": harmless}
+    assert list(_affordable(replace(wish, n_certify=58), harmless, others)) == []  # 59 do for one
+    assert list(_affordable(replace(wish, n_certify=73), harmless, others)) == ["fewest-bytes"]  # 72 for two
+    assert list(_affordable(replace(wish, n_certify=80), harmless, others)) == list(others)  # 80 for three

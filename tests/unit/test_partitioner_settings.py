@@ -4,8 +4,11 @@ import inspect
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cloud.routes.partitions import PartitionSettings as Rest
+from partitioner.settings import PartitionSettings
+from sluice.wire.errors import PermanentError
 
 pytestmark = pytest.mark.tensorflow
 
@@ -32,3 +35,19 @@ def test_the_command_asks_for_all_of_it_with_the_same_defaults() -> None:
     options["results_sent"] = not options.pop("silent")
     for name in Python.model_fields:
         assert options[name] == default_of(Python, name), name
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"thresholds": (float("nan"),)},
+        {"thresholds": (-1.0,)},
+        {"confidence": 1 - 1e-14},
+        {"max_accuracy_loss": 1e-12},
+        {"uplink": "1e-305bit/s"},
+        {"uplink": "1Mbit/s,1e303s"},
+    ],
+)
+def test_what_nobody_can_mean_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises((ValidationError, PermanentError)):
+        PartitionSettings(**asked)
