@@ -32,6 +32,7 @@ from sluice.stage.segment import RunningSegment
 from sluice.wire.manifest import ExitPolicy, OperatingPoint, Segment, TensorSpec
 
 NO_EXIT = "no-exit"
+INT8_HINT = "; int8 is part of it: float16 and float32 segments harm less"
 FITTED = 1000
 """Most samples that int8's ranges, the scales and the coarse codec are fitted to, none of those that certify."""
 COMPARED = 256
@@ -128,7 +129,8 @@ def operate(
         tests = _tested(chain, measured, decided, name, placements[name], samples, wanted, parts, settings)
         tested += tests
         if tests[0].certified is not None and tests[0].certified.reason not in ("", decided.given_up):
-            warnings.append(f"operating point {name}: {tests[0].certified.reason}")
+            hint = INT8_HINT if settings.quantize == "int8" and tests[0].certified.thresholds is None else ""
+            warnings.append(f"operating point {name}: {tests[0].certified.reason}{hint}")
     first = tested[0]
     certified = first.certified
     refused = certified.reason if certified and certified.thresholds is None and not decided.plan.no_promise else ""
