@@ -205,6 +205,7 @@ class KafkaTransactions(KafkaWriter):
             "transaction.timeout.ms": milliseconds,
             "delivery.timeout.ms": milliseconds,
             "topic.metadata.propagation.max.ms": milliseconds // 2,  # a missing topic has to be found within it
+            "retry.backoff.ms": 1,  # the transaction before may not be over for the broker yet
             **cluster.options,
         }
         super().__init__(name, cluster, linger_ms=0, options=options)

@@ -67,11 +67,15 @@ class Delivery:
     def _write_all(
         self, batch: Batch, outcomes: Sequence[tuple[Record, Outcome]], dead: Iterable[tuple[Record, str]]
     ) -> None:
+        answered = 0
         for record, outcome in outcomes:
             known = isinstance(outcome, Prediction)
             topic = names.PREDICTIONS if known else names.offload_topic(outcome.tier, outcome.model)
             self._write(batch, record, topic, messages.encode(outcome), outcome.device_id)
-            metrics.STAGE_OUTCOMES.labels(self.tier, "prediction" if known else "offload").inc()
+            answered += known
+        if outcomes:
+            metrics.STAGE_OUTCOMES.labels(self.tier, "prediction").inc(answered)
+            metrics.STAGE_OUTCOMES.labels(self.tier, "offload").inc(len(outcomes) - answered)
         for record, reason in dead:
             self._dead_letter(batch, record, reason, record.value)
         batch.left -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal, get_args
 
 from pydantic import StringConstraints
@@ -37,6 +38,7 @@ LETTER_KIND = "dead-letter"
 """MQTT topic kinds that go up; what goes down to a device is `receipt`, `inbox` and `desired`."""
 
 
+@lru_cache(maxsize=4096)
 def is_name(value: str) -> bool:
     """Whether `value` may name a device, model or sensor."""
     return _NAME.fullmatch(value) is not None
