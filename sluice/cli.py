@@ -27,6 +27,7 @@ EXTRA_OF = {
     "sluice.dev": "demo",
     "sluice.daily": "client",
     "sluice.streams": "client",
+    "sluice.letters": "client",
 }
 """Which extra installs what a command's module needs, by the beginning of the module's name."""
 

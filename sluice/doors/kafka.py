@@ -375,6 +375,10 @@ class KafkaReader:
                 if (topic, partition) in self.assignment():
                     raise RuntimeError(f"{topic}[{partition}] cannot be rewound: {error.args[0].str()}") from error
 
+    def partitions(self, topic: str) -> int:
+        """How many topic partitions `topic` has; `PermanentError` if there is no such topic."""
+        return partitions_of(self._consumer, topic)
+
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """Stop fetching these topic partitions while staying their reader."""
         self._consumer.pause([ck.TopicPartition(t, p) for t, p in partitions])

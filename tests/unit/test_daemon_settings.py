@@ -73,7 +73,7 @@ def refusal(file: Path | None, **given: object) -> str:
         ("stalls = 0", "setting BARN_stalls: Input should be greater than"),
         ('stalls = "many"', "setting BARN_stalls: "),
         ("[broker]\nport = 0", "setting BARN_broker.port: "),
-        ('log_level = "LOUD"', "setting BARN_log_level: Value error, use one of DEBUG, INFO, WARNING, ERROR"),
+        ('log_level = "LOUD"', "setting BARN_log_level: use one of DEBUG, INFO, WARNING, ERROR"),
         ("colour = 1", "setting BARN_colour: Extra inputs are not permitted"),
         ("animal = ", "settings file "),
         ("animal = 1\nanimal = 2", "settings file "),

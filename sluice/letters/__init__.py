@@ -1,0 +1,1 @@
+"""Dead letters: what could never succeed, looked at and sent again."""
