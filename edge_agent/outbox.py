@@ -5,6 +5,9 @@ meanwhile the device answers provisionally when the link is down or time is up. 
 when its time is over becomes a prediction of its best exit, which goes up in its stead; the order of
 `sluice.predictions` decides what is final, so the device tells it as final when it comes back from there.
 
+Predictions may go up together, or only when their label changes: a setting by model. What goes up, alone or in company,
+is receipted sample by sample; what does not go up at all counts as receipted from the beginning.
+
 Everything here belongs to the main loop's thread. Most calls only change memory
 and the store; `after_commit` is the only place that publishes.
 """
@@ -42,6 +45,7 @@ class Entry:
     born: float
     waits: bool
     """For an answer from above (else it is an own final answer)."""
+    model: str
     receipted: bool = False
     told: bool = False
     """The final answer was taken by the sensor broker; for one from above: it is here and being told."""
@@ -63,6 +67,12 @@ class Outbox:
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._unsent: deque[int] = deque()
         self._sent: OrderedDict[int, float] = OrderedDict()
+        self._batch: list[int] = []
+        """Predictions that wait for company."""
+        self._batch_bytes = 0
+        self._batch_due = 0.0
+        self._last_up: dict[str, tuple[int, float]] = {}
+        """Of each model: the label that went up last, and when it is to go up again though it is the same."""
         self._timeouts: deque[tuple[float, int]] = deque()
         self._expiries: deque[tuple[float, int]] = deque()
         self._to_tell: deque[Prediction] = deque()
@@ -80,7 +90,7 @@ class Outbox:
         for row in self.store.rows():
             outcome = messages.decode(row.payload, limit=len(row.payload))
             waits = isinstance(outcome, Offload) or outcome.reason == "expired"
-            self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, row.receipted, row.told)
+            self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, outcome.model, row.receipted, row.told)
             if not row.receipted:
                 self.bytes += len(row.payload)
                 self._unsent.append(row.seq)
@@ -105,15 +115,34 @@ class Outbox:
                 kind = "offload"
                 self._timeouts.append((now + self.settings.answer_timeout_s, outcome.seq))
                 self._expiries.append((now + outcome.ttl_ms / 1000, outcome.seq))
-            entry = Entry(kind, payload, now, waits=kind == "offload")
+            entry = Entry(kind, payload, now, waits=kind == "offload", model=outcome.model)
             self._entries[outcome.seq] = entry
-            self._unsent.append(outcome.seq)
             self.store.put(outcome.seq, kind, payload)
-            self.bytes += len(payload)
+            if self._goes_up(outcome, now):
+                self._unsent.append(outcome.seq)
+                self.bytes += len(payload)
+            else:
+                entry.receipted = True
+                self.store.set_receipted(outcome.seq)
+                self.counters["predictions_not_sent"] += 1
             metrics.EDGE_OUTCOMES.labels(kind).inc()
             if kind == "offload" and not self.uplink.up.is_set():
                 self._answer_provisionally(entry, "offline")
         self._bound(now)
+
+    def _goes_up(self, outcome: Outcome, now: float) -> bool:
+        """Whether anyone above is to hear of it."""
+        up = self.settings.predictions_of(outcome.model)
+        if up.mode != "changes":
+            return True
+        if isinstance(outcome, Offload):
+            self._last_up.pop(outcome.model, None)  # those above give it a label that is not known here yet
+            return True
+        label, again = self._last_up.get(outcome.model, (None, 0.0))
+        if outcome.label == label and now < again:
+            return False
+        self._last_up[outcome.model] = (outcome.label, now + up.refresh_s)
+        return True
 
     def receipt(self, seqs: Iterable[int]) -> None:
         """These samples' outcomes are in Kafka."""
@@ -192,6 +221,8 @@ class Outbox:
         due = [queue[0][0] for queue in (self._timeouts, self._expiries) if queue]
         if self._sent and self.uplink.up.is_set():
             due.append(next(iter(self._sent.values())) + self.settings.receipt_timeout_s)
+        if self._batch and self.uplink.up.is_set():
+            due.append(self._batch_due)
         return min(due, default=monotonic() + 1.0)
 
     def after_commit(self) -> None:
@@ -215,16 +246,42 @@ class Outbox:
         if late:
             self._unsent.extendleft(reversed(late))
             self.counters["outcomes_sent_again"] += len(late)
-        while self._unsent and len(self._sent) < self.settings.uplink_in_flight:
+        while self._unsent and len(self._sent) + len(self._batch) < self.settings.uplink_in_flight:
             seq = self._unsent.popleft()
             entry = self._entries.get(seq)
             if entry is None or entry.receipted:
                 continue
-            payload = self._with_ttl_left(entry, now)
-            self.uplink.publish(self.topics.of(device, entry.kind), payload)
-            self._sent[seq] = now
-            metrics.EDGE_BYTES_UP.inc(len(payload))
-            self.counters["bytes_up"] += len(payload)
+            if entry.kind == "prediction" and self.settings.predictions_of(entry.model).mode == "batches":
+                self._gather(seq, entry, now)
+            else:
+                self._send(entry.kind, [seq], self._with_ttl_left(entry, now), now)
+        full = len(self._sent) + len(self._batch) >= self.settings.uplink_in_flight
+        if self._batch and (full or now >= self._batch_due):
+            self._send_batch(now)
+
+    def _gather(self, seq: int, entry: Entry, now: float) -> None:
+        """Keep a prediction for others to come; send them when they are enough."""
+        up = self.settings.predictions_of(entry.model)
+        if not self._batch:
+            self._batch_due = now + up.wait_s
+        self._batch.append(seq)
+        self._batch_bytes += len(entry.payload)
+        if len(self._batch) >= up.count or self._batch_bytes >= up.size_bytes:
+            self._send_batch(now)
+
+    def _send_batch(self, now: float) -> None:
+        waiting = [(seq, self._entries.get(seq)) for seq in self._batch]
+        self._batch.clear()
+        self._batch_bytes = 0
+        left = [(seq, entry.payload) for seq, entry in waiting if entry is not None and not entry.receipted]
+        if left:
+            self._send("prediction", [seq for seq, _ in left], b"".join(payload for _, payload in left), now)
+
+    def _send(self, kind: str, seqs: list[int], payload: bytes, now: float) -> None:
+        self.uplink.publish(self.topics.of(self.settings.device_id, kind), payload)
+        self._sent.update(dict.fromkeys(seqs, now))
+        metrics.EDGE_BYTES_UP.inc(len(payload))
+        self.counters["bytes_up"] += len(payload)
 
     def _with_ttl_left(self, entry: Entry, now: float) -> bytes:
         """The payload with the time that its sample has left, where that has changed."""

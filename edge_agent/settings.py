@@ -37,6 +37,24 @@ class Sensor(BaseModel):
     """Largest payload that is read; a larger one is a dead letter."""
 
 
+class PredictionsUp(BaseModel):
+    """How predictions made on the device go up; offloads always go at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    mode: Literal["each", "batches", "changes"] = "each"
+    """`each`: one message a prediction. `batches`: several in a message. `changes`: only those with another label than
+    the last that went up; the others are told on the device alone and counted, and the cloud does not know of them."""
+    count: int = Field(default=32, ge=1, le=1000)
+    """batches: most predictions in a message."""
+    size_bytes: int = Field(default=16_000, ge=1, le=500_000)
+    """batches: a message that is as large goes."""
+    wait_s: float = Field(default=1.0, gt=0)
+    """batches: longest wait for company."""
+    refresh_s: float = Field(default=3600.0, gt=0)
+    """changes: a label that stays the same is sent again after this time."""
+
+
 class EdgeSettings(RoomSettings):
     """The agent on a device."""
 
@@ -76,6 +94,10 @@ class EdgeSettings(RoomSettings):
     """Outcomes sent up and not receipted yet; this bound is the back-pressure."""
     receipt_timeout_s: float = Field(default=10.0, gt=0)
     """Time after which an outcome without a receipt is sent again."""
+    predictions: PredictionsUp = PredictionsUp()
+    """How predictions go up (`EDGE_PREDICTIONS__MODE`, …)."""
+    predictions_by_model: dict[str, PredictionsUp] = Field(default={})
+    """The same for single models, by their names."""
     report_interval_s: float = Field(default=60.0, gt=0)
     """Least time between two reports that only bring newer counters."""
     outbox_bytes: int = Field(default=64_000_000, ge=1)
@@ -84,6 +106,10 @@ class EdgeSettings(RoomSettings):
     """Longest stay in the outbox; older outcomes are dropped, counted and reported."""
     message_limit_bytes: int = MAX_MESSAGE_BYTES
     """Largest message that is sent up or read from above."""
+
+    def predictions_of(self, model: str) -> PredictionsUp:
+        """How the predictions of `model` go up."""
+        return self.predictions_by_model.get(model, self.predictions)
 
     @property
     def uplink(self) -> MqttBroker:

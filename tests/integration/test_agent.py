@@ -63,13 +63,16 @@ def runs(above: Above, made: MadeBundle) -> None:
     assert above.reported[-1].operating_point == POINT
 
 
+@pytest.mark.parametrize("mode", ["each", "batches"])
 def test_killed_again_and_again_every_reading_is_answered(
-    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto, mode: str
 ) -> None:
+    """However its predictions go up: one by one or together."""
     broker = broker_of(mosquitto)
     with User(broker, device) as user, Above(broker, device) as above:
         above.desire(made.desired(device))
-        agent = start(processes, agent_settings(made, device, data, mosquitto, EDGE_RECEIPT_TIMEOUT_S="1"))
+        own = {"EDGE_RECEIPT_TIMEOUT_S": "1", "EDGE_PREDICTIONS__MODE": mode, "EDGE_PREDICTIONS__WAIT_S": "0.3"}
+        agent = start(processes, agent_settings(made, device, data, mosquitto, **own))
         runs(above, made)
         ids = []
         for round_ in range(4):
@@ -81,6 +84,7 @@ def test_killed_again_and_again_every_reading_is_answered(
                     agent.kill()
                     agent.start()
         until(lambda: user.finals().keys() == set(ids))
+        until(lambda: {o.source_id for o in above.came} == set(ids))
         samples = {(p.epoch, p.seq): p.source_id for p in user.heard}
         assert {(o.epoch, o.seq): o.source_id for o in above.came}.items() <= samples.items()
         assert len({epoch for epoch, _ in samples}) == 1

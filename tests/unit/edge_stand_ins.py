@@ -47,11 +47,19 @@ class Door:
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
         assert qos == 1 and not retain
         mid = next(_mids)
-        self.sent.append((mid, topic, messages.decode(payload)))
+        self.sent += [(mid, topic, outcome) for outcome in messages.decode_all(payload)]
         return mid
 
     def ack(self, message: Incoming) -> None:
         self.acked.append(message)
+
+    def messages(self) -> list[list[int]]:
+        """The samples in each message since the last look."""
+        by_mid: dict[int, list[int]] = {}
+        for mid, _, outcome in self.sent:
+            by_mid.setdefault(mid, []).append(outcome.seq)
+        self.sent.clear()
+        return list(by_mid.values())
 
     def take(self) -> list[Outcome]:
         """What was published since the last look."""
@@ -113,8 +121,8 @@ class Device:
             **changes,
         )
 
-    def own_final(self) -> Prediction:
-        return answer_to(self.offload(), tier="edge", reason="exit")
+    def own_final(self, **changes: Any) -> Prediction:
+        return answer_to(self.offload(), tier="edge", reason="exit", **changes)
 
     def hear(self, prediction: Prediction) -> Incoming:
         """An answer arrives from above."""

@@ -1,12 +1,14 @@
 """The outbox: nothing leaves before it may, nothing is told twice, nothing is told provisionally after it was final."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_agent import outbox as outbox_module
+from sluice.wire import messages
 from sluice.wire.messages import Offload, Prediction
 from tests.unit.edge_stand_ins import Clock, Device, answer_to
 
@@ -447,3 +449,86 @@ def test_the_next_thing_that_is_due(make: Make) -> None:
     assert device.outbox.next_due() == pytest.approx(device.clock() + 4.9)  # the receipt's timeout
     device.uplink.up.clear()
     assert device.outbox.next_due() == pytest.approx(device.clock() + 54.9)  # the end of its time
+
+
+def test_predictions_go_up_together_by_count_by_size_and_by_time(make: Make, clock: Clock) -> None:
+    device = make(predictions={"mode": "batches", "count": 3, "size_bytes": 100_000, "wait_s": 2})
+    own = [device.own_final() for _ in range(8)]
+    hard = device.offload()
+    device.add(*own[:4], hard, *own[4:])
+    assert device.uplink.messages() == [seqs(own[:3]), [hard.seq], seqs(own[3:6])], "an offload never waits"
+    clock.forward(1.9)
+    device.turn()
+    assert device.uplink.messages() == [] and device.outbox.next_due() == pytest.approx(clock.now + 0.1)
+    clock.forward(0.2)
+    device.turn()
+    assert device.uplink.messages() == [seqs(own[6:])]
+    device.outbox.receipt(seqs(own))
+    device.sensor_takes()
+    device.turn()
+    assert device.kept() == [(hard.seq, "offload")]
+
+
+def test_a_batch_that_is_large_enough_goes(make: Make) -> None:
+    device = make(predictions={"mode": "batches", "count": 100, "size_bytes": 150, "wait_s": 2})
+    assert 75 < len(messages.encode(device.own_final())) < 150
+    own = [device.own_final() for _ in range(4)]
+    device.add(*own)
+    assert [len(one) for one in device.uplink.messages()] == [2, 2]
+
+
+def test_a_batch_is_kept_sent_again_and_bounded_like_anything_else(make: Make, clock: Clock) -> None:
+    device = make(predictions={"mode": "batches", "count": 10, "wait_s": 1}, uplink_in_flight=4, receipt_timeout_s=5)
+    own = [device.own_final() for _ in range(6)]
+    device.add(*own)
+    assert device.uplink.messages() == [seqs(own[:4])], "no more are waited for than may be in flight"
+    device.outbox.receipt(seqs(own[:3]))
+    clock.forward(1.5)
+    device.turn()
+    clock.forward(4.5)
+    device.turn()
+    assert device.uplink.messages() == [seqs([*own[4:], own[3]])], "one has waited for its receipt for too long"
+    again = device.restart()
+    again.turn()
+    clock.forward(1.5)
+    again.turn()
+    assert again.uplink.messages() == [seqs(own[3:])]
+    again.store.close()
+
+
+def test_only_changes_go_up_and_the_others_are_told_and_counted(make: Make, clock: Clock) -> None:
+    device = make(predictions={"mode": "changes", "refresh_s": 100})
+    own = [device.own_final(label=label) for label in (1, 1, 2, 2, 2, 1)]
+    device.add(*own)
+    assert [one.seq for one in device.uplink.take()] == seqs([own[0], own[2], own[5]])
+    assert device.outbox.counters["predictions_not_sent"] == 3
+    assert seqs(device.sensor_takes()) == seqs(own), "the device tells all of them"
+    device.turn()
+    assert device.kept() == [(one.seq, "prediction") for one in (own[0], own[2], own[5])]
+    device.outbox.receipt([own[0].seq, own[2].seq, own[5].seq])
+    clock.forward(101)
+    same = device.own_final(label=1)
+    device.add(same)
+    assert device.uplink.take() == [same], "after a while the same goes up again"
+
+
+def test_after_an_offload_the_next_label_goes_up_whatever_it_is(make: Make) -> None:
+    """Those above may have given the sample between another one."""
+    device = make(predictions_by_model={"columns": {"mode": "changes"}})
+    before, hard, after = device.own_final(label=1), device.offload(), device.own_final(label=1)
+    device.add(before, hard, after)
+    assert seqs(device.uplink.take()) == seqs([before, hard, after])
+    other = device.own_final(label=1, model="rows")
+    device.add(other, replace(other, seq=device.store.new_seq()))
+    assert len(device.uplink.take()) == 2, "another model has another setting"
+
+
+def test_what_did_not_go_up_is_not_sent_after_a_restart(make: Make) -> None:
+    device = make(predictions={"mode": "changes"})
+    own = [device.own_final(label=1) for _ in range(3)]
+    device.add(*own)
+    again = device.restart()
+    again.turn()
+    assert seqs(again.uplink.take()) == [own[0].seq]
+    assert seqs(again.sensor_takes()) == seqs(own), "it may not have been told"
+    again.store.close()
