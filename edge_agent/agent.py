@@ -25,6 +25,7 @@ from edge_agent.store import Store
 from edge_agent.updates import Measured, Prepared, Updater, keep_only, prepare_local
 from edge_agent.window import Window, as_input
 from sluice.daemon.life import READY
+from sluice.daemon.watchdog import Watchdog
 from sluice.doors.mqtt import Incoming, MqttDoor
 from sluice.stage.segment import profile
 from sluice.stage.step import Stage, Work, share_of, step
@@ -87,6 +88,7 @@ class Agent:
         self.updater = Updater(settings, self.mail.put)
         self.desired: Desired | None = None
         self.stage: Stage | None = None
+        self.watchdog = Watchdog()
         self.revision = int(self.store.fact("revision") or b"0")
         self.since_us = 0
         self.last_error: str | None = None
@@ -104,8 +106,10 @@ class Agent:
         self.sensor.start()
         self.uplink.start()
         log.info(READY, extra={"device_id": self.settings.device_id})
+        self.watchdog.ready()
         committed = time.monotonic()
         while not stop.is_set():
+            self.watchdog.alive()
             timeout = min(self.outbox.next_due() - time.monotonic(), LAZY_COMMIT_S)
             for event in self.mail.take(timeout, or_reading=self.stage is not None):
                 self._handle(event)
@@ -116,6 +120,7 @@ class Agent:
                 self.store.commit()
                 committed = time.monotonic()
             self._after_commit()
+        self.watchdog.stopping()
         self.mail.close()
         self.updater.close()
         self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("offline"), retain=True)

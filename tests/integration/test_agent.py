@@ -1,13 +1,18 @@
 """The agent on real Mosquitto with a real bundle: killed, cut off, restarted without a network, fed with rubbish."""
 
+import json
+import os
 import secrets
 import shutil
+import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sluice.dev.processes import Process, Processes
+from sluice.dev.processes import Process, Processes, free_port, sluice_command
 from sluice.wire import bundle as bundles
 from sluice.wire.errors import PermanentError
 from sluice.wire.messages import Offload, Prediction
@@ -72,7 +77,7 @@ def test_killed_again_and_again_every_reading_is_answered(
     with User(broker, device) as user, Above(broker, device) as above:
         above.desire(made.desired(device))
         own = {"EDGE_RECEIPT_TIMEOUT_S": "1", "EDGE_PREDICTIONS__MODE": mode, "EDGE_PREDICTIONS__WAIT_S": "0.3"}
-        agent = start(processes, agent_settings(made, device, data, mosquitto, **own))
+        agent = start(processes, agent_settings(made, device, data, mosquitto) | own)
         runs(above, made)
         ids = []
         for round_ in range(4):
@@ -244,3 +249,69 @@ def test_wrong_settings_end_it_in_one_line_that_names_them(
     said = str(caught.value).partition("failed: ")[2]
     assert named in said and len(said.splitlines()) == 1
     assert not (tmp_path / "data").exists()
+
+
+def checked(settings: dict[str, str]) -> tuple[int, dict[str, tuple[bool, str]]]:
+    """Exit code of `--check`, and what it found."""
+    command = [*sluice_command(), "edge-agent", "--check", "--json"]
+    environment = {"PATH": os.environ["PATH"], **settings}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, {one["what"]: (one["right"], one["said"]) for one in json.loads(done.stdout)}
+
+
+def test_check_says_what_is_there_and_what_is_wrong(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    broker = broker_of(mosquitto)
+    settings = agent_settings(made, device, data, mosquitto)
+    code, found = checked(settings)
+    assert code == 2, "the control plane is away"
+    wrong = {what for what, (right, _) in found.items() if not right}
+    assert wrong == {"control plane"} and "none yet" in found["bundle"][1]
+
+    with Above(broker, device) as above:
+        above.desire(made.desired(device))
+        agent = start(processes, settings)
+        runs(above, made)
+        assert checked(settings)[1]["bundle"] == (True, "not looked at: an agent is at work here")
+        assert agent.running and agent.stop() == 0
+    assert "golden samples pass" in checked(settings)[1]["bundle"][1]
+
+    (next((data / "bundles" / made.digest / "blobs").iterdir())).write_bytes(b"flipped")
+    elsewhere = {"EDGE_SENSOR_BROKER__PORT": str(free_port())}
+    code, found = checked(settings | elsewhere)
+    assert code == 2 and not found["bundle"][0] and "damaged" in found["bundle"][1]
+    assert not found["sensor broker"][0] and "lets nobody in" in found["sensor broker"][1]
+
+
+def test_systemd_hears_that_it_is_ready_alive_and_stopping(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(30)
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+        agent = start(processes, agent_settings(made, device, data, mosquitto) | told)
+        assert [systemd.recv(100) for _ in range(4)] == [b"READY=1", *[b"WATCHDOG=1"] * 3]
+        os.kill(agent.child.pid, signal.SIGSTOP)
+        systemd.settimeout(1.0)
+        with pytest.raises(TimeoutError):  # what was said before it stood still is heard first
+            while True:
+                assert systemd.recv(100) == b"WATCHDOG=1"
+        os.kill(agent.child.pid, signal.SIGCONT)
+        assert systemd.recv(100) == b"WATCHDOG=1"
+        assert agent.stop() == 0
+        heard = []
+        with pytest.raises(TimeoutError):
+            while True:
+                heard.append(systemd.recv(100))
+        assert heard[-1] == b"STOPPING=1"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
+def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
+    unit = Path(__file__).parents[2] / "deploy" / "systemd" / "sluice-edge-agent.service"
+    here = tmp_path / unit.name
+    here.write_text(unit.read_text().replace("/opt/sluice/bin/sluice", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(here)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,104 @@
+"""`sluice edge-agent --check`: is everything there that the agent needs? Nothing is changed, nothing else is disturbed.
+
+The brokers are asked under a client name of the check's own, so that an agent at work keeps its connection; its store
+is locked while it works, and is then not looked into.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from edge_agent.settings import EdgeSettings
+from edge_agent.updates import prepare_local
+from sluice.doors.http import HttpDoor
+from sluice.doors.mqtt import MqttBroker, MqttDoor
+from sluice.stage.segment import profile
+from sluice.wire.errors import PermanentError, SluiceError, TemporaryError
+from sluice.wire.state import unseal
+
+PATIENCE_S = 5.0
+"""How long a broker or the control plane has to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was looked at, whether it is all right, and what is there or what is wrong."""
+
+    what: str
+    right: bool
+    said: str
+
+
+def check(settings: EdgeSettings) -> list[Found]:
+    """Everything, one after the other; the settings themselves are right by now."""
+    return [_try(what, look, settings) for what, look in _looks(settings)]
+
+
+def _looks(settings: EdgeSettings) -> Iterator[tuple[str, Callable[[EdgeSettings], str]]]:
+    yield "runtime", lambda _: ", ".join(profile().values())
+    yield "data folder", _data
+    yield "sensor broker", lambda s: _broker(s, s.sensor_broker, "sensor")
+    if settings.uplink_broker is not None:
+        yield "uplink broker", lambda s: _broker(s, s.uplink, "uplink")
+    yield "control plane", _control_plane
+    yield "bundle", _bundle
+
+
+def _try(what: str, look: Callable[[EdgeSettings], str], settings: EdgeSettings) -> Found:
+    try:
+        return Found(what, True, look(settings))
+    except SluiceError as error:
+        return Found(what, False, str(error))
+
+
+def _data(settings: EdgeSettings) -> str:
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.data) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise PermanentError(f"{settings.data} cannot be written to: {error.strerror or error}") from error
+    return str(settings.data)
+
+
+def _broker(settings: EdgeSettings, broker: MqttBroker, role: str) -> str:
+    door = MqttDoor(f"{role} broker", broker, f"{settings.device_id}-check-{role}", keep_session=False)
+    door.start()
+    try:
+        if not door.up.wait(PATIENCE_S):
+            raise TemporaryError(f"{broker.host}:{broker.port} lets nobody in within {PATIENCE_S:g} s")
+    finally:
+        door.stop(forget=True)
+    return f"{broker.host}:{broker.port}"
+
+
+def _control_plane(settings: EdgeSettings) -> str:
+    door = HttpDoor(settings.cloud_url, settings.token, timeout_s=PATIENCE_S)
+    try:
+        door.call("GET", f"/v1/devices/{settings.device_id}")
+    finally:
+        door.close()
+    return f"{settings.cloud_url} knows this device"
+
+
+def _bundle(settings: EdgeSettings) -> str:
+    path = settings.data / "store.sqlite"
+    if not path.exists():
+        return "none yet: a rollout brings one"
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1.0) as store:
+            row = store.execute("SELECT value FROM facts WHERE name = 'desired'").fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return "not looked at: an agent is at work here"
+        raise PermanentError(f"store {path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise PermanentError(f"store {path}: {error}. A damaged store may be moved away") from error
+    if row is None:
+        return "none yet: a rollout brings one"
+    desired = unseal(row[0], settings.device_id, settings.public_keys)
+    stage = prepare_local(settings, desired)
+    return f"{desired.model} {stage.digest[:12]}… at {desired.operating_point}: whole, golden samples pass"

@@ -1,0 +1,55 @@
+"""The word to systemd that a daemon is ready and alive (`sd_notify(3)`): datagrams on a socket that it names.
+
+Without systemd, or without `WatchdogSec` in the unit, nothing is said.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+
+from pydantic_settings import BaseSettings
+
+log = logging.getLogger(__name__)
+
+
+class _Supervisor(BaseSettings):
+    """What systemd tells a service that it starts, in variables of these names."""
+
+    notify_socket: str = ""
+    watchdog_usec: int = 0
+
+
+class Watchdog:
+    """Says `alive` at most as often as it takes: three times in the time after which systemd would kill."""
+
+    def __init__(self) -> None:
+        told = _Supervisor()
+        self._path = "\0" + told.notify_socket[1:] if told.notify_socket.startswith("@") else told.notify_socket
+        self._every_s = told.watchdog_usec / 3e6
+        self._next = 0.0
+
+    def ready(self) -> None:
+        """It works from now on."""
+        self._say(b"READY=1")
+
+    def alive(self) -> None:
+        """Once a turn of the main loop."""
+        now = time.monotonic()
+        if self._every_s and now >= self._next:
+            self._next = now + self._every_s
+            self._say(b"WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """It was told to end."""
+        self._say(b"STOPPING=1")
+
+    def _say(self, state: bytes) -> None:
+        if not self._path:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.sendto(state, self._path)
+        except OSError as error:
+            log.warning("systemd cannot be told %s: %s", state.decode(), error)
