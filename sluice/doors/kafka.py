@@ -251,9 +251,9 @@ class KafkaTransactions(KafkaWriter):
 class KafkaReader:
     """A consumer of one group, offsets committed only by `commit`, explicit topics, `read_committed`.
 
-    `ahead_kb` is read ahead of what was asked for; whatever comes on another topic waits behind it. `on_assigned` and
-    `on_lost` get lists of (topic, partition), `on_end` a topic partition and the offset at which
-    nothing more is there to read for now; all are called from `read`.
+    `ahead_kb`, or `ahead` records of a topic partition, are read ahead of what was asked for; whatever comes on another
+    topic waits behind them. `on_assigned` and `on_lost` get lists of (topic, partition), `on_end` a topic partition and
+    the offset at which nothing more is there to read for now; all are called from `read`.
     """
 
     def __init__(
@@ -267,12 +267,14 @@ class KafkaReader:
         on_lost: Callable[[list[TopicPartition]], None] | None = None,
         on_end: Callable[[TopicPartition, int], None] | None = None,
         ahead_kb: int = 65_536,
+        ahead: int = 100_000,
     ) -> None:
         tuned = {
             "session.timeout.ms": 10_000,
             "fetch.wait.max.ms": 100,
             "fetch.message.max.bytes": 2_000_000,
             "queued.max.messages.kbytes": ahead_kb,
+            "queued.min.messages": ahead,
             "fetch.queue.backoff.ms": 10,
         }
         config = {

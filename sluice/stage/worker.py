@@ -28,8 +28,9 @@ from sluice.wire.messages import Offload, Outcome
 
 log = logging.getLogger(__name__)
 
-AHEAD_KB = 8192
-"""Read ahead of the batch at hand; what comes for another model has to wait for no more than that."""
+AHEAD_KB, AHEAD = 8192, 500
+"""Read ahead of the batch at hand (kB, or records of a topic partition); what comes for another model waits for no more
+than that."""
 
 Group = tuple[str, str, int]
 """(bundle digest, operating point, next segment): what may share a batch."""
@@ -42,7 +43,9 @@ class Worker:
         self.settings = settings
         self.tier = settings.tier
         name = f"stage-{self.tier}"
-        self.reader = KafkaReader(name, settings.kafka, f"sluice-{name}", on_lost=self._lost, ahead_kb=AHEAD_KB)
+        self.reader = KafkaReader(
+            name, settings.kafka, f"sluice-{name}", on_lost=self._lost, ahead_kb=AHEAD_KB, ahead=AHEAD
+        )
         kind = ExactlyOnce if settings.delivery == "exactly-once" else AtLeastOnce
         self.delivery: AtLeastOnce | ExactlyOnce = kind(settings, self.reader)
         door = HttpDoor(settings.cloud_url, settings.token)

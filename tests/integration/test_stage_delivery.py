@@ -241,3 +241,32 @@ def fog_first(stage: Stage, model: str, count: int) -> tuple[str, list[Tensor], 
     certain = {seq for seq in range(count) if sure[seq] >= policy.threshold}
     assert 0 < len(certain) < count
     return folder.name, [encode_tensor(one, first.inputs[0], "raw") for one in x], certain
+
+
+def test_one_models_backlog_does_not_starve_another(
+    stage: Stage, processes: Processes, answers: Answers, unique: str
+) -> None:
+    backlog = 8_000
+    digest = renamed(stage, unique)
+    topic = stage.kafka.create_topic(names.offload_topic("cloud", unique), 1)
+    stage.send(f"{unique}-many", backlog)
+    stage.start(processes, "worker", "at-least-once")
+    until(lambda: len(answers.of(f"{unique}-many")) >= 500)
+    one = stage.offload(f"{unique}-one", 0, model=unique, bundle=digest)
+    KafkaWriter("devices", stage.cluster).write_all(topic, [("one", one)], 30)
+    before = len(answers.of(f"{unique}-many"))
+    until(lambda: answers.of(f"{unique}-one"))
+    order = [found.device_id for found in (decode(record.value) for record in answers.records)]
+    behind = len(order) - order.index(f"{unique}-one") - 1
+    waited = order.index(f"{unique}-one") - before
+    until(lambda: len(answers.of(f"{unique}-many")) == backlog)
+    assert waited < backlog / 2, f"{waited} of the other's were answered first, {behind} after it"
+
+
+def renamed(stage: Stage, model: str) -> str:
+    """Digest of the same bundle for another model."""
+    data = stage.manifest.model_copy(update={"model": model}).model_dump_json().encode()
+    folder = stage.folder / bundles.sha256(data)
+    shutil.copytree(stage.folder / stage.digest, folder)
+    bundles.write_atomically(folder / bundles.MANIFEST, data)
+    return folder.name
