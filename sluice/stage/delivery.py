@@ -301,6 +301,7 @@ class ExactlyOnce(Delivery):
     def _refused(self, batch: Batch, record: Record, reason: str) -> None:
         del batch
         self._poison[(record.topic, record.partition), record.offset] = reason
+        self._spoil(PermanentError(reason))  # the client may have refused it before the transaction knew of it
 
     def _failed(self, error: Exception) -> None:
         del error  # the transaction cannot be committed then, which says so itself

@@ -210,15 +210,18 @@ def test_what_kafka_refuses_becomes_a_dead_letter_and_the_rest_goes_on(
         stage.offload(unique, seq, model=unique, bundle=digest, tier="fog", next_segment=0, tensors=(inputs[seq],))
         for seq in range(count)
     ]
-    KafkaWriter("devices", stage.cluster).write_all(topic, ((str(seq), one) for seq, one in enumerate(values)), 30)
     worker = stage.start(processes, "worker", delivery, STAGE_TIER="fog")
-    until(lambda: set(answers.of(unique)) == certain)
+    writer = KafkaWriter("devices", stage.cluster)
 
     def refused() -> Counter[bytes]:
         letters.of(unique)
         return Counter(record.value for record in letters.records if record.value in values)
 
-    until(lambda: set(refused()) == {values[seq] for seq in set(range(count)) - certain})
+    for wave in (range(count // 2), range(count // 2, count)):  # in the second its client knows what is missing
+        writer.write_all(topic, ((str(seq), values[seq]) for seq in wave), 30)
+        until(lambda wave=wave: set(answers.of(unique)) == certain & set(range(wave.stop)))  # type: ignore[misc]
+        wanted = {values[seq] for seq in set(range(wave.stop)) - certain}
+        until(lambda wanted=wanted: set(refused()) == wanted)  # type: ignore[misc]
     assert worker.stop() == 0
     if delivery == "exactly-once":
         assert set(refused().values()) == set(answers.of(unique).values()) == {1}
