@@ -39,7 +39,7 @@ from sluice.wire.names import DEAD_LETTER, PREDICTIONS, offload_topic
 from tests.brokers.kafka import Kafka
 
 REPETITIONS = 5
-RECORDS = 20_000
+RECORDS = 30_000
 LIGHT = 500
 LIGHT_S = 0.01
 MODEL = "lenet"
@@ -226,12 +226,12 @@ def run(console: Console) -> Report:
                 speeds[mode].append(stand.throughput(mode))
             console.print("  " + ", ".join(f"{mode} {speeds[mode][-1]:.0f}/s" for mode in MODES))
         waits: dict[str, Any] = {mode: stand.latencies_ms(mode) for mode in MODES}
-    for mode in MODES[1:]:
-        row = report.row(f"{mode}: samples a second", "1/s")
-        row.ours, row.baseline = speeds[mode], speeds["bare"]
+    for mode, baseline in (("at-least-once", "bare"), ("exactly-once", "at-least-once")):
+        row = report.row(f"{mode} against {baseline}: samples a second", "1/s")
+        row.ours, row.baseline = speeds[mode], speeds[baseline]
     for mode in MODES:
         cuts = statistics.quantiles(waits[mode], n=100)
         report.row(f"{mode}: light load, p50", "ms").ours.append(cuts[49])
         report.row(f"{mode}: light load, p99", "ms").ours.append(cuts[98])
-    report.notes.append("wanted: at-least-once ≥ 0.8 of bare")
+    report.notes.append("wanted: at-least-once ≥ 0.8 of bare, exactly-once ≥ 0.9 of at-least-once, its p99 ≤ 50 ms")
     return report

@@ -41,7 +41,7 @@ class StageSettings(RoomSettings):
     delivery: Literal["at-least-once", "exactly-once"] = "at-least-once"
     """`exactly-once`: outcomes and offsets are one Kafka transaction, and whoever reads committed records sees each
     outcome once. `at-least-once` is a little faster; after a crash some outcomes come again."""
-    transaction_interval_s: float = Field(default=0.02, gt=0)
+    transaction_interval_s: float = Field(default=0.04, gt=0)
     """exactly-once: longest time that a transaction is held open for more records; without more it ends at once."""
     transaction_timeout_s: float = Field(default=10.0, ge=1)
     """exactly-once: after it Kafka itself ends the transaction of a process that is gone, and readers go on. A batch
