@@ -71,8 +71,9 @@ class Outbox:
         """Predictions that wait for company."""
         self._batch_bytes = 0
         self._batch_due = 0.0
-        self._last_up: dict[str, tuple[int, float]] = {}
-        """Of each model: the label that went up last, and when it is to go up again though it is the same."""
+        self._last_up: dict[str, tuple[str, int, float]] = {}
+        """Of each model: bundle and label that went up last, and when it is to go up again though it is the same.
+        Nothing while anything else may be the last that is known above."""
         self._timeouts: deque[tuple[float, int]] = deque()
         self._expiries: deque[tuple[float, int]] = deque()
         self._to_tell: deque[Prediction] = deque()
@@ -138,10 +139,10 @@ class Outbox:
         if isinstance(outcome, Offload):
             self._last_up.pop(outcome.model, None)  # those above give it a label that is not known here yet
             return True
-        label, again = self._last_up.get(outcome.model, (None, 0.0))
-        if outcome.label == label and now < again:
+        bundle, label, again = self._last_up.get(outcome.model, ("", None, 0.0))
+        if (outcome.bundle, outcome.label) == (bundle, label) and now < again:
             return False
-        self._last_up[outcome.model] = (outcome.label, now + up.refresh_s)
+        self._last_up[outcome.model] = (outcome.bundle, outcome.label, now + up.refresh_s)
         return True
 
     def receipt(self, seqs: Iterable[int]) -> None:
@@ -173,6 +174,7 @@ class Outbox:
             self._repeated()
             return
         entry.told = True
+        self._last_up.pop(entry.model, None)
         self._to_tell.append(prediction)
 
     def _repeated(self) -> None:
@@ -262,6 +264,8 @@ class Outbox:
     def _gather(self, seq: int, entry: Entry, now: float) -> None:
         """Keep a prediction for others to come; send them when they are enough."""
         up = self.settings.predictions_of(entry.model)
+        if self._batch and self._batch_bytes + len(entry.payload) > self.settings.message_limit_bytes:
+            self._send_batch(now)
         if not self._batch:
             self._batch_due = now + up.wait_s
         self._batch.append(seq)
@@ -316,6 +320,7 @@ class Outbox:
         self.store.put(seq, entry.kind, payload)
         if self._sent.pop(seq, None) is not None:
             self._unsent.append(seq)
+        self._last_up.pop(entry.model, None)
         self.counters["expired"] += 1
 
     def _finish(self, seq: int) -> None:
@@ -342,6 +347,7 @@ class Outbox:
                 continue
             over -= 0 if entry.receipted else len(entry.payload)
         for seq in dropped:
+            self._last_up.pop(self._entries[seq].model, None)
             self._finish(seq)
         if dropped:
             self.counters["outbox_dropped"] += len(dropped)

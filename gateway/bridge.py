@@ -26,6 +26,9 @@ def run(settings: GatewaySettings, stop: threading.Event) -> None:
     log.info(READY)
     try:
         up.run(stop)
+    except Exception:
+        log.critical("the way up has ended", exc_info=True)  # said now: the other way may be long in ending
+        raise
     finally:
         stop.set()  # a defect on the way up ends the whole process: half a gateway would look alive
         downward.join()

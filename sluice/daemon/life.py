@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import random
 import signal
 import sys
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 READY = "ready"
 """The log message that a daemon writes once it works; tests and `sluice up` wait for it."""
+TOLD, ENDED = "told to stop", "stops by itself"
 STOP_WITHIN_S = 15.0
 """Time to end in good order; supervisors kill after 20 s (`docker-compose.yml`) or later."""
 
@@ -40,28 +42,43 @@ def run(
     what is not acknowledged comes again, as it does after a kill.
     """
     logs.set_up(room, settings.log_level)
-    stop, codes = threading.Event(), list[int]()
+    words: queue.SimpleQueue[str] = queue.SimpleQueue()  # a signal's handler may put into it at any time
+    stop, codes = _Stop(words), list[int]()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: words.put(TOLD))
     threading.excepthook = _crash
 
     def work() -> None:
         try:
             codes.append(_work(settings, main, stop))
         finally:
-            stop.set()
+            words.put(ENDED)
 
     worker = threading.Thread(target=work, name="main", daemon=True)
     worker.start()
-    stop.wait()
+    first = words.get()
+    stop.set()
     worker.join(stop_within_s)
     if worker.is_alive():
         log.warning(
             "not through %g s after it was told to stop: ended as it stands, what is open comes again", stop_within_s
         )
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(0 if first == TOLD else 1)
     return codes[0] if codes else 1
+
+
+class _Stop(threading.Event):
+    """The event that everybody waits for; setting it says so."""
+
+    def __init__(self, words: queue.SimpleQueue[str]) -> None:
+        super().__init__()
+        self._words = words
+
+    def set(self) -> None:
+        """Set it, and wake the main thread."""
+        super().set()
+        self._words.put(ENDED)
 
 
 def _work(settings: RoomSettings, main: Callable[[threading.Event], None], stop: threading.Event) -> int:

@@ -204,13 +204,15 @@ class KafkaTransactions(KafkaWriter):
             "transactional.id": transactional_id,
             "transaction.timeout.ms": milliseconds,
             "delivery.timeout.ms": milliseconds,
-            "topic.metadata.propagation.max.ms": milliseconds // 2,  # a missing topic has to be found within it
+            "topic.metadata.propagation.max.ms": min(milliseconds // 4, 2000),  # until a topic is taken for missing
             "retry.backoff.ms": 1,  # the transaction before may not be over for the broker yet
             **cluster.options,
         }
         super().__init__(name, cluster, linger_ms=0, options=options)
         self._timeout_s = min(timeout_s, 5.0)
         self._offsets_sent = False
+        self._ending: tuple[list[ck.TopicPartition], object] | None = None
+        """Offsets and group of a commit that was begun."""
 
     def init(self) -> None:
         """Once, before the first `begin`."""
@@ -221,17 +223,25 @@ class KafkaTransactions(KafkaWriter):
         self._do(self._producer.begin_transaction)
 
     def commit(self, offsets: Mapping[TopicPartition, int], reader: KafkaReader) -> None:
-        """End it with the next offsets of `reader`'s group; `TransactionFailedError`: nothing of it counts."""
-        if not self._offsets_sent and offsets:
-            places = [ck.TopicPartition(t, p, o) for (t, p), o in offsets.items()]
-            self._do(self._producer.send_offsets_to_transaction, places, reader.group(), self._timeout_s)
-        self._offsets_sent = True
-        self._do(self._producer.commit_transaction, self._timeout_s)
-        self._offsets_sent = False
+        """End it with the next offsets of `reader`'s group; `TransactionFailedError`: nothing of it counts.
+
+        Called again after a `TemporaryError` it ends what it began to end, whatever the arguments.
+        """
+        if self._ending is None:
+            self._ending = [ck.TopicPartition(t, p, o) for (t, p), o in offsets.items()], reader.group()
+            self._offsets_sent = not offsets
+        try:
+            if not self._offsets_sent:
+                self._do(self._producer.send_offsets_to_transaction, *self._ending, self._timeout_s)
+                self._offsets_sent = True
+            self._do(self._producer.commit_transaction, self._timeout_s)
+        except TransactionFailedError:
+            self._ending = None
+            raise
+        self._ending = None
 
     def abort(self) -> None:
-        """Nothing of it counts."""
-        self._offsets_sent = False
+        """Nothing of it counts. Not after a `commit` that is still to be called again."""
         self._do(self._producer.abort_transaction, self._timeout_s)
 
     def _do(self, call: Callable[..., object], *arguments: object) -> None:
@@ -292,6 +302,8 @@ class KafkaReader:
         self._on_assigned = on_assigned
         self._on_lost = on_lost
         self._on_end = on_end
+        self._taken: set[TopicPartition] = set()
+        """Topic partitions that were taken away during the read at hand."""
         self.name = name
         self.topics: list[str] = []
 
@@ -309,6 +321,7 @@ class KafkaReader:
         consumer.resume(partitions)  # librdkafka keeps one paused while it is given away and back
 
     def _lost(self, _consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+        self._taken |= {(p.topic, p.partition) for p in partitions}
         if self._on_lost:
             self._on_lost([(p.topic, p.partition) for p in partitions])
 
@@ -320,9 +333,12 @@ class KafkaReader:
         first = self._consumer.poll(timeout_s)
         if first is None:
             return []
+        self._taken.clear()
         rest = self._consumer.consume(most - 1, fill_s) if most > 1 else []
         records = []
-        for message in (first, *rest):
+        if (first.topic() or "", first.partition() or 0) in self._taken:
+            first = None  # it is someone else's by now, as librdkafka knows of the others
+        for message in rest if first is None else (first, *rest):
             error = message.error()
             if error is not None:
                 if error.code() == ck.KafkaError._PARTITION_EOF and self._on_end is not None:

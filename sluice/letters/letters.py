@@ -187,11 +187,22 @@ def topic_for(letter: Letter) -> str:
             f"letter {letter.place} is a reading that its device refused: publish it to {letter.origin} at its sensor "
             "broker again"
         )
+    outcome = _outcome(letter)
+    return names.offload_topic(outcome.tier, outcome.model) if isinstance(outcome, Offload) else names.PREDICTIONS
+
+
+def _outcome(letter: Letter) -> messages.Outcome:
+    """What a gateway refused, if it may be passed on after all: by the checks that the gateway makes."""
     try:
         outcome = messages.decode(letter.value)
     except SluiceError as error:
         raise PermanentError(f"letter {letter.place} is no message that a gateway could pass on: {error}") from error
-    return names.offload_topic(outcome.tier, outcome.model) if isinstance(outcome, Offload) else names.PREDICTIONS
+    device, kind = ["", *letter.origin.split("/")][-2:]
+    if outcome.device_id != device or isinstance(outcome, Offload) != (kind == "offload"):
+        raise PermanentError(f"letter {letter.place} came as {kind!r} of {device!r} and is not: nobody may pass it on")
+    if isinstance(outcome, Offload) and outcome.tier == "edge":
+        raise PermanentError(f"letter {letter.place} is an offload for the edge, which nobody above works on")
+    return outcome
 
 
 def replay(cluster: KafkaCluster, letters: list[Letter]) -> None:
@@ -212,7 +223,8 @@ def replay(cluster: KafkaCluster, letters: list[Letter]) -> None:
 
     for letter, topic in zip(letters, targets, strict=True):
         headers: list[tuple[str, str | bytes | None]] = [(REPLAYED, letter.place)]
-        writer.write(topic, letter.value, key=letter.key, headers=headers, on_delivery=note(letter, topic))
+        key = letter.key if letter.origin_place is not None else _outcome(letter).device_id
+        writer.write(topic, letter.value, key=key, headers=headers, on_delivery=note(letter, topic))
     left = writer.flush(WAIT_S)
     if failures:
         raise failures[0]

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ LAST_S = 2.0
 """How long the last outcomes are waited for."""
 
 Offsets = dict[TopicPartition, int]
+Rewound = Callable[[Iterable[TopicPartition]], None]
+"""Told which topic partitions are read again from an earlier offset on."""
 
 
 @dataclass(slots=True)
@@ -77,7 +79,8 @@ class Delivery:
             metrics.STAGE_OUTCOMES.labels(self.tier, "prediction").inc(answered)
             metrics.STAGE_OUTCOMES.labels(self.tier, "offload").inc(len(outcomes) - answered)
         for record, reason in dead:
-            self._dead_letter(batch, record, reason, record.value)
+            metrics.STAGE_DEAD.labels(self.tier).inc()
+            self._dead_letter(batch, record, reason)
         batch.left -= 1
 
     def _write(self, batch: Batch, record: Record, topic: str, value: bytes, key: str) -> None:
@@ -91,20 +94,23 @@ class Delivery:
         batch.left += 1
         self._put(topic, value, key=key, on_delivery=delivered)
 
-    def _dead_letter(self, batch: Batch, record: Record, reason: str, value: bytes) -> None:
-        """Write it whole, or its beginning where Kafka takes it no larger than it was."""
+    def _dead_letter(self, batch: Batch, record: Record, reason: str, *, cut: bool = False) -> None:
+        """Write it whole or, `cut`, its beginning, where Kafka takes it no larger than it was."""
+        value = record.value[:CUT_BYTES] if cut else record.value
+        if cut:
+            reason = f"{reason} (too large to keep whole: {len(record.value)} bytes)"
 
         def delivered(error: Exception | None) -> None:
             batch.left -= 1
-            if isinstance(error, PermanentError) and len(value) > CUT_BYTES:
-                cut = f"{reason} (too large to keep whole: {len(value)} bytes)"
-                self._dead_letter(batch, record, cut, value[:CUT_BYTES])
+            if isinstance(error, PermanentError):
+                if cut or len(record.value) <= CUT_BYTES:
+                    self.failure = error
+                else:
+                    self._letter_refused(batch, record, reason)
             elif error is not None:
                 self._failed(error)
 
         log.error("dead letter: %s", reason, extra={"topic": record.topic, "offset": record.offset})
-        if value is record.value:
-            metrics.STAGE_DEAD.labels(self.tier).inc()
         headers = dead_letter_headers(reason, f"stage-{self.tier}", record.topic, record.partition, record.offset)
         batch.left += 1
         self._put(names.DEAD_LETTER, value, key=record.key, headers=headers, on_delivery=delivered)
@@ -120,7 +126,17 @@ class Delivery:
 
     def _refused(self, batch: Batch, record: Record, reason: str) -> None:
         """Kafka will never take what came of `record`."""
-        self._dead_letter(batch, record, reason, record.value)
+        metrics.STAGE_DEAD.labels(self.tier).inc()
+        self._dead_letter(batch, record, reason)
+
+    def _letter_refused(self, batch: Batch, record: Record, reason: str) -> None:
+        """Kafka will never take the whole of a dead letter."""
+        self._dead_letter(batch, record, reason, cut=True)
+
+    def _check(self) -> None:
+        """Raise `RuntimeError` if something was lost, so that a new process does everything again."""
+        if self.failure is not None:
+            raise RuntimeError(f"Kafka lost a record for good: {self.failure}")
 
     def _failed(self, error: Exception) -> None:
         self.failure = error
@@ -129,7 +145,8 @@ class Delivery:
 class AtLeastOnce(Delivery):
     """Offsets move after outcomes; see the module."""
 
-    def __init__(self, settings: StageSettings, reader: KafkaReader) -> None:
+    def __init__(self, settings: StageSettings, reader: KafkaReader, rewound: Rewound) -> None:
+        del rewound  # it never reads again
         super().__init__(settings.tier, KafkaWriter(f"stage-{settings.tier}", settings.kafka, linger_ms=0))
         self.reader = reader
         self.interval_s = settings.commit_interval_s
@@ -168,10 +185,14 @@ class AtLeastOnce(Delivery):
         """Topic partitions are taken away: commit what is done on them, forget them."""
         self.writer.flush(LAST_S)
         self._confirm()
-        self.reader.commit({place: self._done.pop(place) for place in places if place in self._done})
+        done = {place: self._done.pop(place) for place in places if place in self._done}
         for batch in self._batches:
             for place in places:
                 batch.offsets.pop(place, None)
+        try:
+            self.reader.commit(done)
+        except TemporaryError as error:
+            log.warning("what was done last will be done again: %s", error)
 
     def stop(self) -> None:
         """Wait a little for the last outcomes, and commit."""
@@ -181,8 +202,7 @@ class AtLeastOnce(Delivery):
 
     def _confirm(self) -> None:
         self.writer.poll()
-        if self.failure is not None:
-            raise RuntimeError(f"Kafka lost a record for good: {self.failure}")
+        self._check()
         while self._batches and not self._batches[0].left:
             self._done.update(self._batches.popleft().offsets)
 
@@ -197,13 +217,15 @@ class ExactlyOnce(Delivery):
 
     writer: KafkaTransactions
 
-    def __init__(self, settings: StageSettings, reader: KafkaReader) -> None:
+    def __init__(self, settings: StageSettings, reader: KafkaReader, rewound: Rewound) -> None:
         name = f"stage-{settings.tier}"
         own = settings.transactional_id or f"sluice-{name}-{secrets.token_hex(8)}"
         super().__init__(settings.tier, KafkaTransactions(name, settings.kafka, own, settings.transaction_timeout_s))
         self.reader = reader
         self.interval_s = settings.transaction_interval_s
-        self._open = self._spoilt = False
+        self._rewound = rewound
+        self._open = self._committing = self._spoilt = False
+        """A transaction is open; its end was begun, and only that may be done next; nothing of it may count."""
         self._first: Offsets = {}
         """Where the transaction began to read."""
         self._offsets: Offsets = {}
@@ -211,6 +233,8 @@ class ExactlyOnce(Delivery):
         self._due = 0.0
         self._poison: dict[tuple[TopicPartition, int], str] = {}
         """Records of which came what Kafka refuses: they become dead letters when they come again."""
+        self._cut: set[tuple[TopicPartition, int]] = set()
+        """Those whose letters are refused whole."""
 
     def start(self) -> None:
         """Before the first batch; `TemporaryError`: call it again."""
@@ -232,66 +256,84 @@ class ExactlyOnce(Delivery):
         for record, _ in (*outcomes, *letters):
             place = record.topic, record.partition
             self._first[place] = min(record.offset, self._first.get(place, record.offset))
-        refused = [(record, reason) for record, _ in outcomes if (reason := self._known_poison(record))]
-        good = [(record, outcome) for record, outcome in outcomes if not self._known_poison(record)]
+        letters += [(record, reason) for record, _ in outcomes if (reason := self._poison.get(_key(record)))]
+        good = [(record, outcome) for record, outcome in outcomes if _key(record) not in self._poison]
         self._offsets.update(offsets)
+        batch = Batch({})
         try:
-            self._write_all(Batch({}), good, [*letters, *refused])
+            self._write_all(batch, good, [one for one in letters if _key(one[0]) not in self._cut])
+            for record, reason in letters:
+                if _key(record) in self._cut:
+                    self._dead_letter(batch, record, reason, cut=True)
         except TransactionFailedError as error:
             self._spoil(error)
 
     def settle(self, stop: threading.Event, *, idle: bool) -> None:
         """End the transaction, if nothing more comes or it is time to. `TemporaryError`: call it again."""
         del stop
-        self.writer.poll()
-        if self._spoilt:
-            self._abort()
-        elif self._open and (idle or time.monotonic() >= self._due):
-            self._commit()
+        if not self._committing:
+            self.writer.poll()
+            self._check()
+        self._end(now=idle or time.monotonic() >= self._due)
 
     def lost(self, places: list[TopicPartition]) -> None:
         """Topic partitions are taken away: end the transaction, forget them."""
-        if self._open and not self._spoilt:
+        if self._committing or (self._open and not self._spoilt):
             try:
                 self._commit(rewind=False)
             except TemporaryError as error:
-                self._spoil(error)
+                log.warning("a transaction ends later: %s", error)
         for place in places:
             self._first.pop(place, None)
             self._offsets.pop(place, None)
         self._poison = {key: reason for key, reason in self._poison.items() if key[0] not in places}
+        self._cut = {key for key in self._cut if key[0] not in places}
 
     def stop(self) -> None:
         """End the transaction."""
-        if self._open:
+        self._end(now=True)
+
+    def _end(self, *, now: bool) -> None:
+        """What has to be done with the transaction: an end that was begun comes first, whatever else there is."""
+        if self._committing:
+            self._commit()
+        elif self._spoilt:
+            self._abort()
+        elif self._open and now:
             self._commit()
 
-    def _known_poison(self, record: Record) -> str | None:
-        return self._poison.get(((record.topic, record.partition), record.offset)) if self._poison else None
-
     def _commit(self, *, rewind: bool = True) -> None:
+        self._committing = True
         try:
             self.writer.commit(self._offsets, self.reader)
         except TransactionFailedError as error:
+            self._committing = False
             self._spoil(error)
             if rewind:
                 self._abort()
-        else:
-            self._begin_anew()
+            return
+        self._committing = False
+        over = {key for key in (*self._poison, *self._cut) if key[1] < self._offsets.get(key[0], 0)}
+        self._poison = {key: reason for key, reason in self._poison.items() if key not in over}
+        self._cut -= over
+        self._begin_anew()
 
     def _abort(self) -> None:
         """Read again what the transaction was made of."""
-        with contextlib.suppress(TransactionFailedError):  # Kafka has ended it by itself
-            self.writer.abort()
+        if self._open:
+            with contextlib.suppress(TransactionFailedError):  # Kafka has ended it by itself
+                self.writer.abort()
+        self._check()
         ours = self.reader.assignment()
-        self.reader.seek({place: offset for place, offset in self._first.items() if place in ours})
+        again = {place: offset for place, offset in self._first.items() if place in ours}
+        self.reader.seek(again)
+        self._rewound(again)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._open = self._spoilt = False
         self._first.clear()
         self._offsets.clear()
-        self.failure = None
 
     def _spoil(self, error: Exception) -> None:
         if not self._spoilt:
@@ -300,8 +342,17 @@ class ExactlyOnce(Delivery):
 
     def _refused(self, batch: Batch, record: Record, reason: str) -> None:
         del batch
-        self._poison[(record.topic, record.partition), record.offset] = reason
+        self._poison[_key(record)] = reason
         self._spoil(PermanentError(reason))  # the client may have refused it before the transaction knew of it
+
+    def _letter_refused(self, batch: Batch, record: Record, reason: str) -> None:
+        del batch  # nothing may be written from here: the transaction may be ending
+        self._cut.add(_key(record))
+        self._spoil(PermanentError(reason))
 
     def _failed(self, error: Exception) -> None:
         del error  # the transaction cannot be committed then, which says so itself
+
+
+def _key(record: Record) -> tuple[TopicPartition, int]:
+    return (record.topic, record.partition), record.offset

@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 
 from sluice.daemon.life import READY, Backoff
@@ -47,7 +48,7 @@ class Worker:
             name, settings.kafka, f"sluice-{name}", on_lost=self._lost, ahead_kb=AHEAD_KB, ahead=AHEAD
         )
         kind = ExactlyOnce if settings.delivery == "exactly-once" else AtLeastOnce
-        self.delivery: AtLeastOnce | ExactlyOnce = kind(settings, self.reader)
+        self.delivery: AtLeastOnce | ExactlyOnce = kind(settings, self.reader, self._rewound)
         door = HttpDoor(settings.cloud_url, settings.token)
         self.shelf = Shelf(self.tier, door, settings.data, settings.public_keys, settings.threads)
         self.resting: dict[TopicPartition, tuple[str | None, float]] = {}
@@ -154,9 +155,15 @@ class Worker:
 
     def _lost(self, places: list[TopicPartition]) -> None:
         """Topic partitions are taken away."""
-        self.delivery.lost(places)
         for place in places:
             self.resting.pop(place, None)
+        self.delivery.lost(places)
+
+    def _rewound(self, places: Iterable[TopicPartition]) -> None:
+        """These are read again from an earlier offset on: none of them may rest before it comes to where it rested."""
+        awake = [place for place in places if self.resting.pop(place, None)]
+        if awake:
+            self.reader.resume(awake)
 
     def _wake(self) -> None:
         """Let go on what waited for a bundle that is here now, or for a time that has come."""

@@ -41,7 +41,7 @@ def model(kafka: Kafka, unique: str) -> str:
     return unique
 
 
-def leave(cluster: KafkaCluster, *letters: tuple[bytes, Headers], key: str = "device") -> list[str]:
+def leave(cluster: KafkaCluster, *letters: tuple[bytes, Headers], key: str | None = "device") -> list[str]:
     """Write letters; their places."""
     places: list[str] = []
     writer = KafkaWriter("test", cluster)
@@ -114,12 +114,14 @@ def test_what_a_stage_left_is_listed_shown_and_sent_again(
 
 def test_what_a_gateway_left_finds_its_topic(cluster: KafkaCluster, model: str) -> None:
     """The topic that was missing then, as a rollout makes it."""
-    early = dead_letter_headers(f"no topic for tier fog, model {model}", "gateway", "sluice/pump-1/offload")
+    early = dead_letter_headers(f"no topic for tier fog, model {model}", "gateway", "plant/a/pump-1/offload")
     answer = dead_letter_headers("made up", "gateway", "sluice/pump-1/prediction")
-    sample, known = encode(offload(model=model, tier="fog")), encode(prediction(model=model))
-    places = leave(cluster, (sample, early), (known, answer))
+    sample = encode(offload(model=model, tier="fog", device_id="pump-1"))
+    known = encode(prediction(model=model, device_id="pump-1"))
+    places = leave(cluster, (sample, early), (known, answer), key=None)
     replay(cluster, [get(cluster, place) for place in places])
-    assert [record.value for record in on(cluster, names.offload_topic("fog", model))] == [sample]
+    (record,) = on(cluster, names.offload_topic("fog", model))
+    assert (record.key, record.value) == (b"pump-1", sample), "keyed by device, as a gateway does"
     assert known in [record.value for record in on(cluster, names.PREDICTIONS)]
 
 
@@ -130,6 +132,12 @@ def test_what_a_gateway_left_finds_its_topic(cluster: KafkaCluster, model: str) 
         (b"\xc3\x01half", dead_letter_headers("too large to keep whole", "stage-fog", "t", 0, 1), "only the beginning"),
         (b"rubbish", dead_letter_headers("not Avro", "gateway", "sluice/pump-1/offload"), "no message that a gateway"),
         (b"{}", dead_letter_headers("not signed", "gateway", names.DESIRED, 0, 3), "roll out again"),
+        (
+            encode(prediction()),
+            dead_letter_headers("forged", "gateway", "sluice/evil/prediction"),
+            "nobody may pass it",
+        ),
+        (encode(offload()), dead_letter_headers("a kind", "gateway", "sluice/d/prediction"), "nobody may pass it"),
     ],
 )
 def test_what_cannot_be_sent_again_says_what_to_do(

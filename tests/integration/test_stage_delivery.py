@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,18 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka as ck
 import numpy as np
 import pytest
 
+from sluice.daemon.settings import load
 from sluice.dev.processes import Process, Processes
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, Record
+from sluice.stage.delivery import ExactlyOnce
 from sluice.stage.policy import gate
 from sluice.stage.segment import load_segment
+from sluice.stage.settings import StageSettings
+from sluice.stage.step import predict
 from sluice.wire import bundle as bundles
 from sluice.wire import names
 from sluice.wire.codec import encode_tensor
 from sluice.wire.manifest import ExitPolicy, OperatingPoint
-from sluice.wire.messages import Offload, Prediction, Tensor, decode, encode
+from sluice.wire.messages import Belief, Offload, Prediction, Tensor, decode, encode
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
 from tests.unit.bundle_support import make_bundle
@@ -244,6 +250,42 @@ def fog_first(stage: Stage, model: str, count: int) -> tuple[str, list[Tensor], 
     certain = {seq for seq in range(count) if sure[seq] >= policy.threshold}
     assert 0 < len(certain) < count
     return folder.name, [encode_tensor(one, first.inputs[0], "raw") for one in x], certain
+
+
+def test_what_is_refused_last_is_not_taken_for_done(stage: Stage, unique: str) -> None:
+    """The client itself refuses an outcome, and the next that happens is the word to stop."""
+    topic = stage.kafka.create_topic(names.offload_topic("cloud", f"{unique}-late"), 1)
+    KafkaWriter("devices", stage.cluster).write_all(topic, [(unique, stage.offload(unique, 0))], 30)
+    settings = load(StageSettings, tier="cloud", kafka=stage.cluster, delivery="exactly-once")
+    letters = Answers(stage, names.DEAD_LETTER, 1)
+
+    def work(*, through: bool) -> int:
+        """One turn over the record; the offset that is committed after it."""
+        reader = KafkaReader("stage", stage.cluster, unique)
+        reader.subscribe([topic])
+        delivery = ExactlyOnce(settings, reader, lambda _: None)
+        delivery.start()
+        turns = 2 if through else 1
+        for _ in range(turns):
+            (record,) = until(lambda: reader.read(1, 1.0))
+            offload = decode(record.value)
+            assert isinstance(offload, Offload)
+            huge = predict(offload, Belief(0, 1, 0.5), "cloud", "final", "last", outputs=bytes(4_000_000))
+            delivery.take([(record, huge)], [], {(topic, 0): record.offset + 1})
+            if through:
+                delivery.settle(threading.Event(), idle=True)
+        delivery.stop()
+        reader.close()
+        asking = ck.Consumer({"bootstrap.servers": stage.kafka.bootstrap, "group.id": unique})
+        (place,) = asking.committed([ck.TopicPartition(topic, 0)], timeout=30)
+        asking.close()
+        return place.offset
+
+    assert work(through=False) < 0
+    assert work(through=True) == 1
+    letters.of(unique)
+    assert [dict(one.headers)["origin"] for one in letters.records if one.key == unique.encode()] == [topic.encode()]
+    letters.reader.close()
 
 
 def test_one_models_backlog_does_not_starve_another(

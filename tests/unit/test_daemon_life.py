@@ -64,6 +64,11 @@ def test_what_does_not_come_to_an_end_is_ended() -> None:
     assert line["level"] == "WARNING" and line["message"].startswith("not through 0.2 s after it was told to stop")
 
 
+def test_what_ends_by_itself_and_does_not_come_to_an_end_is_a_failure() -> None:
+    code, log = end(start("stop.set()\nthreading.Event().wait()", within_s=0.2))
+    assert code == 1 and log[-1]["message"].startswith("not through 0.2 s")
+
+
 def test_a_defect_ends_it_with_a_traceback() -> None:
     code, log = end(start("{}['nothing']"))
     assert code == 1

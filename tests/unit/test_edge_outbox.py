@@ -532,3 +532,24 @@ def test_what_did_not_go_up_is_not_sent_after_a_restart(make: Make) -> None:
     assert seqs(again.uplink.take()) == [own[0].seq]
     assert seqs(again.sensor_takes()) == seqs(own), "it may not have been told"
     again.store.close()
+
+
+def test_what_may_have_changed_the_last_label_above_lets_the_next_one_through(make: Make, clock: Clock) -> None:
+    device = make(predictions={"mode": "changes"}, answer_timeout_s=1)
+    hard = device.offload(ttl_ms=5000)
+    device.add(hard, device.own_final(label=1))
+    device.uplink.take()
+    device.hear(answer_to(hard, label=2))
+    device.add(same := device.own_final(label=1))
+    assert device.uplink.take() == [same], "an answer from above came between"
+
+    late = device.offload(ttl_ms=5000)
+    device.add(late, device.own_final(label=1))
+    device.uplink.take()
+    clock.forward(6)
+    device.turn()
+    device.add(again := device.own_final(label=1))
+    assert again in device.uplink.take(), "an expired sample went up between"
+
+    device.add(other := device.own_final(label=1, bundle="cd" * 32))
+    assert device.uplink.take() == [other], "the same number of another bundle may mean something else"
