@@ -9,11 +9,12 @@ that the thread is in returns. librdkafka's commits and `close` do not return wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import queue
 import random
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 
 READY = "ready"
 """The log message that a daemon writes once it works; tests and `sluice up` wait for it."""
-TOLD, ENDED = "told to stop", "stops by itself"
+BY_ITSELF = b"\0"
+"""What the main thread hears when nobody but the daemon wants it to stop; else it hears the signal's number."""
 STOP_WITHIN_S = 15.0
 """Time to end in good order; supervisors kill after 20 s (`docker-compose.yml`) or later."""
 
@@ -42,21 +44,25 @@ def run(
     what is not acknowledged comes again, as it does after a kill.
     """
     logs.set_up(room, settings.log_level)
-    words: queue.SimpleQueue[str] = queue.SimpleQueue()  # a signal's handler may put into it at any time
+    heard, words = socket.socketpair()
+    words.setblocking(False)
+    signal.set_wakeup_fd(
+        words.fileno()
+    )  # Python writes a signal's number there, whichever thread the kernel gives it to
     stop, codes = _Stop(words), list[int]()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: words.put(TOLD))
+        signal.signal(number, lambda *_: None)
     threading.excepthook = _crash
 
     def work() -> None:
         try:
             codes.append(_work(settings, main, stop))
         finally:
-            words.put(ENDED)
+            stop.set()
 
     worker = threading.Thread(target=work, name="main", daemon=True)
     worker.start()
-    first = words.get()
+    first = heard.recv(1)
     stop.set()
     worker.join(stop_within_s)
     if worker.is_alive():
@@ -64,21 +70,22 @@ def run(
             "not through %g s after it was told to stop: ended as it stands, what is open comes again", stop_within_s
         )
         sys.stderr.flush()
-        os._exit(0 if first == TOLD else 1)
+        os._exit(1 if first == BY_ITSELF else 0)
     return codes[0] if codes else 1
 
 
 class _Stop(threading.Event):
-    """The event that everybody waits for; setting it says so."""
+    """The event that everybody waits for; setting it wakes the main thread."""
 
-    def __init__(self, words: queue.SimpleQueue[str]) -> None:
+    def __init__(self, words: socket.socket) -> None:
         super().__init__()
         self._words = words
 
     def set(self) -> None:
-        """Set it, and wake the main thread."""
+        """Set it."""
         super().set()
-        self._words.put(ENDED)
+        with contextlib.suppress(BlockingIOError):  # so much was said already that it will wake
+            self._words.send(BY_ITSELF)
 
 
 def _work(settings: RoomSettings, main: Callable[[threading.Event], None], stop: threading.Event) -> int:

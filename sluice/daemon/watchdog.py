@@ -50,6 +50,9 @@ class Watchdog:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
                 sock.sendto(state, self._path)
+        except BlockingIOError:
+            pass  # systemd has much to read; the next word will do
         except OSError as error:
             log.warning("systemd cannot be told %s: %s", state.decode(), error)

@@ -53,6 +53,17 @@ def test_a_signal_stops_it_in_an_orderly_way(number: signal.Signals) -> None:
     assert code == 0 and [line["message"] for line in log] == ["stopped"]
 
 
+def test_a_signal_is_heard_by_whichever_thread_gets_it() -> None:
+    """The kernel gives it to any; one that the main thread would not take goes to another."""
+    body = (
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])\n"
+        "signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
+        "stop.wait()"
+    )
+    code, log = end(start("import signal\n" + body))
+    assert code == 0 and log[-1]["message"] == "stopped"
+
+
 def test_what_does_not_come_to_an_end_is_ended() -> None:
     process = start("threading.Event().wait()", within_s=0.2)
     assert process.stderr is not None
