@@ -57,10 +57,10 @@ def make_bundle(folder: Path) -> tuple[str, list[Offload]]:
     tensors: dict[str, Any] = {"x": images}
     for index, piece in enumerate(pieces(lenet(), "block")):
         content, spec = segment_of(piece, index)
-        inputs = {f"in.{tensor.name}": tensors[tensor.name] for tensor in spec.inputs}
+        samples: dict[str, Any] = {f"in.{tensor.name}": tensors[tensor.name] for tensor in spec.inputs}
         made = load_segment(content, spec).run(tensors)
         golden = io.BytesIO()
-        np.savez(golden, **inputs, **{f"out.{name}": array for name, array in made.items()})  # type: ignore[arg-type]
+        np.savez(golden, **samples | {f"out.{name}": array for name, array in made.items()})
         files = {"file": bundles.write_blob(blobs, content), "golden": bundles.write_blob(blobs, golden.getvalue())}
         segments.append(spec.model_copy(update=files))
         tensors |= made

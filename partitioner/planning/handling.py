@@ -83,7 +83,7 @@ def measure_handling(classes: int, meanwhile: Callable[[], object] = lambda: Non
     made = {"h": np.zeros((1, 1), np.float32), "logits": np.zeros((1, max(classes, 2)), np.float32)}
     sample = Work(_sample(), {"h": made["h"][0]})
     bare, gated = (_manifest(max(classes, 2), exits) for exits in (False, True))
-    stages = [Stage("edge", DIGEST, one, 0, [_Idle(made)] * 2) for one in (bare, gated)]  # type: ignore[list-item]
+    stages = [Stage("edge", DIGEST, one, 0, [_Idle(made)] * 2) for one in (bare, gated)]
     without, with_gate = (_median_us(lambda stage=stage: step(stage, [sample]), meanwhile) for stage in stages)
     (outcome,) = step(stages[1], [sample])
     payload = encode(outcome)
@@ -91,7 +91,7 @@ def measure_handling(classes: int, meanwhile: Callable[[], object] = lambda: Non
         step=without,
         gate=max(0.0, with_gate - without) if classes else 0.0,
         pack=_median_us(lambda: encode(outcome)),
-        unpack=_median_us(lambda: unpack(decode(payload), gated)),  # type: ignore[arg-type]
+        unpack=_median_us(lambda: unpack(decode(payload), gated)),
     )
 
 

@@ -94,9 +94,8 @@ def decode_all(payload: bytes, limit: int) -> list[tuple[str, dict[str, Any]]]:
         schema = _known().get(header[2:])
         if schema is None:
             raise UnknownSchemaError(f"schema fingerprint {header[2:].hex()} is not known to this version")
-        newer = newest(schema.message)
         try:
-            record = fastavro.schemaless_reader(stream, schema.parsed, None if newer is schema else newer.parsed)
+            record = fastavro.schemaless_reader(stream, schema.parsed, newest(schema.message).parsed)
         except _DECODE_ERRORS as error:
             raise PermanentError(f"broken {schema.message} record: {type(error).__name__} {error}") from error
         if not isinstance(record, dict):

@@ -46,10 +46,6 @@ def sample_of(message: HasSample) -> SampleKey:
     return (message.device_id, message.epoch, message.seq)
 
 
-_TIERS = frozenset(TIERS)
-MANY_TENSORS, MANY_BELIEFS = f"more than {MAX_TENSORS} tensors", f"more than {MAX_TENSORS} beliefs"
-
-
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor as it travels: `data` is what `codec` made of an array of `dtype` and `shape` (no batch axis)."""
@@ -162,29 +158,25 @@ def _checked(message: str, record: dict[str, Any]) -> Outcome:
     _require(record["seq"] >= 0, "seq is negative")
     _require(record["source_id"] is None or len(record["source_id"]) <= MAX_ID, "source_id is too long")
     _require(record["trace"] is None or len(record["trace"]) <= MAX_ID, "trace is too long")
-    if record["tier"] not in TIERS:
-        raise PermanentError(f"tier {record['tier'][:20]!r} is not one of {', '.join(TIERS)}")
-    _require(record["compute_us"].keys() <= _TIERS, "compute_us names an unknown tier")
+    _require(record["tier"] in TIERS, f"tier {record['tier'][:20]!r} is not one of {', '.join(TIERS)}")
+    _require(all(tier in TIERS for tier in record["compute_us"]), "compute_us names an unknown tier")
     if message == "prediction":
         _check_belief(record, label_from=-1)
-        if record["status"] not in STATUSES:
-            raise PermanentError(f"status {record['status'][:20]!r} is unknown")
-        if record["reason"] not in REASONS:
-            raise PermanentError(f"reason {record['reason'][:20]!r} is unknown")
+        _require(record["status"] in STATUSES, f"status {record['status'][:20]!r} is unknown")
+        _require(record["reason"] in REASONS, f"reason {record['reason'][:20]!r} is unknown")
         _require(len(record["outputs"]) % 4 == 0, "outputs are not float32")
         return Prediction(**record)
     if message != "offload":
         raise PermanentError(f"a {message} record is not an outcome")
     _require(record["next_segment"] >= 0, "next_segment is negative")
-    _require(len(record["tensors"]) <= MAX_TENSORS, MANY_TENSORS)
-    _require(len(record["beliefs"]) <= MAX_TENSORS, MANY_BELIEFS)
+    _require(len(record["tensors"]) <= MAX_TENSORS, f"more than {MAX_TENSORS} tensors")
+    _require(len(record["beliefs"]) <= MAX_TENSORS, f"more than {MAX_TENSORS} beliefs")
     for belief in record["beliefs"]:
         _check_belief(belief)
     for tensor in record["tensors"]:
-        shape = tensor["shape"] = tuple(tensor["shape"])
-        if len(shape) > MAX_RANK:
-            raise PermanentError(f"tensor rank over {MAX_RANK}")
-        _require(not shape or (min(shape) > 0 and max(shape) < 2**31), "tensor dimension is not positive")
+        _require(len(tensor["shape"]) <= MAX_RANK, f"tensor rank over {MAX_RANK}")
+        _require(all(0 < n < 2**31 for n in tensor["shape"]), "tensor dimension is not positive")
+        tensor["shape"] = tuple(tensor["shape"])
     record["tensors"] = tuple(Tensor(**tensor) for tensor in record["tensors"])
     record["beliefs"] = tuple(Belief(**belief) for belief in record["beliefs"])
     return Offload(**record)
