@@ -40,15 +40,14 @@ def run(
 ) -> int:
     """Run `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. Returns the exit code.
 
-    A `main` that has not returned `stop_within_s` after `stop` is left as it is and the process ended, with code 0:
-    what is not acknowledged comes again, as it does after a kill.
+    A `main` that has not returned `stop_within_s` after `stop` is left as it is and the process ended, with code 0 if a
+    signal wanted it and 1 otherwise: what is not acknowledged comes again, as it does after a kill.
     """
     logs.set_up(room, settings.log_level)
     heard, words = socket.socketpair()
     words.setblocking(False)
-    signal.set_wakeup_fd(
-        words.fileno()
-    )  # Python writes a signal's number there, whichever thread the kernel gives it to
+    # Python writes a signal's number there, in whichever thread the kernel gives it to
+    signal.set_wakeup_fd(words.fileno())
     stop, codes = _Stop(words), list[int]()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

@@ -155,9 +155,6 @@ class AtLeastOnce(Delivery):
         """Confirmed, not committed yet."""
         self._next_commit = 0.0
 
-    def start(self) -> None:
-        """Nothing to do."""
-
     @property
     def patience_s(self) -> float | None:
         """Longest wait for the next records; None: any."""
@@ -224,8 +221,9 @@ class ExactlyOnce(Delivery):
         self.reader = reader
         self.interval_s = settings.transaction_interval_s
         self._rewound = rewound
-        self._open = self._committing = self._spoilt = False
-        """A transaction is open; its end was begun, and only that may be done next; nothing of it may count."""
+        self._begun = self._open = self._committing = self._spoilt = False
+        """Kafka knows this producer; a transaction is open; its end was begun, and only that may be done next; nothing
+        of it may count."""
         self._first: Offsets = {}
         """Where the transaction began to read."""
         self._offsets: Offsets = {}
@@ -235,10 +233,6 @@ class ExactlyOnce(Delivery):
         """Records of which came what Kafka refuses: they become dead letters when they come again."""
         self._cut: set[tuple[TopicPartition, int]] = set()
         """Those whose letters are refused whole."""
-
-    def start(self) -> None:
-        """Before the first batch; `TemporaryError`: call it again."""
-        self.writer.init()
 
     @property
     def patience_s(self) -> float | None:
@@ -271,6 +265,9 @@ class ExactlyOnce(Delivery):
     def settle(self, stop: threading.Event, *, idle: bool) -> None:
         """End the transaction, if nothing more comes or it is time to. `TemporaryError`: call it again."""
         del stop
+        if not self._begun:
+            self.writer.init()
+            self._begun = True
         if not self._committing:
             self.writer.poll()
             self._check()

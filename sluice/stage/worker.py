@@ -57,14 +57,11 @@ class Worker:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set."""
-        backoff, started = Backoff(), False
+        backoff = Backoff()
         records: list[Record] = []
         log.info(READY, extra={"tier": self.tier})
         while not stop.is_set():
             try:
-                if not started:
-                    self.delivery.start()
-                    started = True
                 self.delivery.settle(stop, idle=not records)
                 self._follow_topics()
                 self._wake()
