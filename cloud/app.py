@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from cloud import problems
 from cloud.database import reading
-from cloud.routes import bundles, devices, models, partitions, predictions, rollouts, streams, trainings
-from cloud.service import Service, ServiceDep, admin, any_role, make_topics
+from cloud.routes import answers, bundles, devices, models, partitions, predictions, rollouts, streams, trainings
+from cloud.service import Service, ServiceDep, admin, anyone, make_topics
 from cloud.settings import MB
 from cloud.uploads import BodyLimit
 
@@ -67,7 +67,8 @@ def create_app(service: Service) -> FastAPI:
     problems.install(app)
     app.get("/v1/health", tags=["health"])(health)
     app.include_router(bundles.open_router, prefix="/v1")
-    app.include_router(bundles.router, prefix="/v1", dependencies=[Depends(any_role)])
+    app.include_router(bundles.router, prefix="/v1", dependencies=[Depends(anyone)])
+    app.include_router(answers.router, prefix="/v1")
     for resource in (models, streams, trainings, partitions, devices, rollouts, predictions):
         app.include_router(resource.router, prefix="/v1", dependencies=[Depends(admin)])
     return app

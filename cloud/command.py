@@ -63,7 +63,9 @@ def _open(config: Path | None) -> CloudSettings:
 
 @token.command("create")
 def create_token(
-    role: Annotated[RoleName, typer.Option(help="admin: everything; device: fetch bundles and blobs.")],
+    role: Annotated[
+        RoleName, typer.Option(help="admin: everything; device: fetch bundles and blobs, ask for its answers.")
+    ],
     name: Annotated[str, typer.Option(help="Whom it is for.")] = "command-line",
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
     config: Config = None,

@@ -18,7 +18,7 @@ from cloud.database import open_database, reading, wait_for_database, writing
 from cloud.job_process import Limits
 from cloud.jobs import Runner
 from cloud.settings import MB, CloudSettings
-from cloud.tokens import Role
+from cloud.tokens import Holder
 from cloud.topics import ensure_fixed_topics
 from sluice.daemon.life import Backoff
 from sluice.wire.errors import TemporaryError
@@ -98,18 +98,24 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 _bearer = HTTPBearer(auto_error=False, description="A token made by `sluice token create` or on first start")
 
 
-def any_role(service: ServiceDep, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Role:
+def anyone(service: ServiceDep, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Holder:
     """Let in whoever has a token that works."""
     if given is not None:
         with reading(service.engine) as connection:
-            role = tokens.role_of(connection, given.credentials)
-        if role is not None:
-            return role
+            holder = tokens.holder_of(connection, given.credentials)
+        if holder is not None:
+            return holder
     detail = "this needs a bearer token" if given is None else "this token is unknown or was revoked"
     raise HTTPException(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def admin(role: Annotated[Role, Depends(any_role)]) -> None:
+def admin(holder: Annotated[Holder, Depends(anyone)]) -> None:
     """Let in whoever has an admin token."""
-    if role != "admin":
-        raise HTTPException(403, f"this needs an admin token, not one of role {role!r}")
+    if holder.role != "admin":
+        raise HTTPException(403, f"this needs an admin token, not one of role {holder.role!r}")
+
+
+def the_device(device_id: str, holder: Annotated[Holder, Depends(anyone)]) -> None:
+    """Let in the device that the path names, and admins."""
+    if holder.role != "admin" and holder.name != device_id:
+        raise HTTPException(403, f"this is for device {device_id!r} alone, and this token is for {holder.name!r}")

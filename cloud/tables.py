@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -165,12 +166,14 @@ predictions = Table(
     Column("exit", Integer, nullable=False),
     Column("label", Integer, nullable=False),
     Column("confidence", Float, nullable=False),
+    Column("outputs", LargeBinary),  # null: brought in before they were kept
     Column("status", String(16), nullable=False),
     Column("reason", String(16), nullable=False),
     Column("captured_at", BigInteger, nullable=False),
     Column("produced_at", BigInteger, nullable=False),
     Column("compute_us", JSON, nullable=False),
     Column("bytes_sent", BigInteger, nullable=False),
+    Column("trace", String(256)),
     Column("recorded_at", BigInteger, nullable=False),  # by Kafka's clock
     Column("records", Integer, nullable=False),  # predictions of this sample on the topic
     Column("repeats", Integer, nullable=False),  # those among them that changed nothing

@@ -1,13 +1,13 @@
 """Bearer tokens: who may call the REST service. Only their hashes are stored; a token is shown once, when it is made.
 
-`admin` may do everything; `device` may fetch bundles and blobs, and nothing else.
+`admin` may do everything; `device` may fetch bundles and blobs and ask for its own answers, and nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -32,11 +32,18 @@ def create(connection: Connection, role: Role, name: str) -> tuple[int, str]:
     return (int(key[0]) if key else 0), token
 
 
-def role_of(connection: Connection, token: str) -> Role | None:
-    """The role of `token`; None if there is no such token or it was revoked."""
-    wanted = select(tokens.c.role).where(tokens.c.hash == _hash(token), tokens.c.revoked_at.is_(None))
-    role: Role | None = connection.execute(wanted).scalar()
-    return role
+class Holder(NamedTuple):
+    """Whom a token was made for."""
+
+    role: Role
+    name: str
+
+
+def holder_of(connection: Connection, token: str) -> Holder | None:
+    """Who holds `token`; None if there is no such token or it was revoked."""
+    wanted = select(tokens.c.role, tokens.c.name).where(tokens.c.hash == _hash(token), tokens.c.revoked_at.is_(None))
+    row = connection.execute(wanted).first()
+    return None if row is None else Holder(*row)
 
 
 def listed(connection: Connection) -> list[dict[str, Any]]:

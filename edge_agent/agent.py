@@ -17,6 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from edge_agent.asking import Asked, Asker
 from edge_agent.mailbox import Mailbox
 from edge_agent.outbox import Outbox
 from edge_agent.sensor import read
@@ -86,6 +87,7 @@ class Agent:
         self.outbox = Outbox(settings, self.store, self.sensor, self.uplink)
         self.window = Window(settings.sensor.window, settings.sensor.hop, self.store.journal())
         self.updater = Updater(settings, self.mail.put)
+        self.asker = Asker(settings, self.store.epoch, self.mail.put)
         self.desired: Desired | None = None
         self.stage: Stage | None = None
         self.watchdog = Watchdog()
@@ -116,6 +118,8 @@ class Agent:
             if self.stage is not None:
                 self._infer(self.stage, self.mail.take_readings(self.settings.batch_most))
             self.outbox.tick()
+            if self.asker.idle:
+                self.asker.ask(self.outbox.overdue())
             if self.store.dirty or time.monotonic() - committed >= LAZY_COMMIT_S:
                 self.store.commit()
                 committed = time.monotonic()
@@ -123,6 +127,7 @@ class Agent:
         self.watchdog.stopping()
         self.mail.close()
         self.updater.close()
+        self.asker.close()
         self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("offline"), retain=True)
         self.sensor.stop()
         self.uplink.stop()
@@ -208,6 +213,8 @@ class Agent:
             self._prepared(event)
         elif isinstance(event, Measured):
             self._take_measured(event)
+        elif isinstance(event, Asked):
+            self.outbox.asked(event)
         elif event == "up":
             self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("online"), retain=True)
             self.outbox.link_is_up()

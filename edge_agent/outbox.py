@@ -5,6 +5,8 @@ meanwhile the device answers provisionally when the link is down or time is up. 
 when its time is over becomes a prediction of its best exit, which goes up in its stead; the order of
 `sluice.predictions` decides what is final, so the device tells it as final when it comes back from there.
 
+An answer that was forgotten on its way down is asked for: `overdue` says of which samples, `asked` takes what was told.
+
 Predictions may go up together, or only when their label changes: a setting by model. What goes up, alone or in company,
 is receipted sample by sample; what does not go up at all counts as receipted from the beginning.
 
@@ -20,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from time import monotonic
 
+from edge_agent.asking import Asked, Late
 from edge_agent.settings import EdgeSettings
 from edge_agent.store import Store
 from sluice.doors.mqtt import Incoming, MqttDoor
@@ -76,6 +79,7 @@ class Outbox:
         Nothing while anything else may be the last that is known above."""
         self._timeouts: deque[tuple[float, int]] = deque()
         self._expiries: deque[tuple[float, int]] = deque()
+        self._late = Late(settings.ask_after_s)
         self._to_tell: deque[Prediction] = deque()
         self._telling: dict[int, int | None] = {}
         """Message id: the sample whose final answer it is."""
@@ -98,7 +102,9 @@ class Outbox:
             if isinstance(outcome, Offload):
                 self._timeouts.append((now + self.settings.answer_timeout_s, row.seq))
                 self._expiries.append((now + outcome.ttl_ms / 1000, row.seq))
-            elif not waits and not row.told:
+            elif waits:
+                self._late.add([row.seq], now)
+            elif not row.told:
                 self._to_tell.append(outcome)
 
     def __len__(self) -> int:
@@ -159,17 +165,20 @@ class Outbox:
             else:
                 self.store.set_receipted(seq)
 
-    def answer(self, prediction: Prediction, incoming: Incoming) -> None:
+    def answer(self, prediction: Prediction, incoming: Incoming | None = None) -> None:
         """An answer from above; a repeat, or one for a sample that is finished, is counted and not shown.
 
-        `incoming` is acknowledged when the sample has left the store for good: until then only the broker has it.
+        `incoming`, if it came by itself, is acknowledged when the sample has left the store for good: until then only
+        the broker has it.
         """
         entry = self._entries.get(prediction.seq) if prediction.epoch == self.store.epoch else None
         if entry is None or not entry.waits or prediction.status != "final":
             self._repeated()
-            self._acknowledge(incoming)
+            if incoming is not None:
+                self._acknowledge(incoming)
             return
-        self._from_above.setdefault(prediction.seq, []).append(incoming)
+        if incoming is not None:
+            self._from_above.setdefault(prediction.seq, []).append(incoming)
         if entry.told:
             self._repeated()
             return
@@ -185,6 +194,28 @@ class Outbox:
         """Acknowledge after the next commit, which is hurried when many wait."""
         self._to_ack.append((self.store.commits, incoming))
         self.store.dirty |= len(self._to_ack) >= ACKS_MOST
+
+    def overdue(self) -> list[int]:
+        """Samples to ask for now, each until `asked` has come; none whose outcome is not in Kafka yet."""
+        now = monotonic()
+        found: list[int] = []
+        for seq in self._late.pop(now):
+            entry = self._entries.get(seq)
+            if entry is None or entry.told or not entry.waits:
+                self._late.forget(seq)
+            elif entry.receipted:
+                found.append(seq)
+            else:
+                self._late.add([seq], now)
+        return found
+
+    def asked(self, asked: Asked) -> None:
+        """What the control plane said: answers as any from above; of what it does not know it is asked again."""
+        for prediction in asked.answers:
+            self.answer(prediction)
+        if asked.answers:
+            self.counters["answers_asked_for"] += len(asked.answers)
+        self._late.add(asked.seqs, monotonic())  # those that are answered now are left out when their time comes
 
     def published(self, mid: int) -> None:
         """The sensor broker has the answer that was published under `mid`."""
@@ -216,6 +247,8 @@ class Outbox:
             entry = self._entries.get(seq)
             if entry is not None and not entry.receipted and entry.kind == "offload":
                 self._expire(seq, entry)
+            if entry is not None:
+                self._late.add([seq], now)
         self._bound(now)
 
     def next_due(self) -> float:

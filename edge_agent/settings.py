@@ -90,6 +90,9 @@ class EdgeSettings(RoomSettings):
     """Time that a sample has to be finished by the tiers above; after it, the best exit so far counts."""
     answer_timeout_s: float = Field(default=5.0, gt=0)
     """Time after which the device answers provisionally while it waits for the tiers above."""
+    ask_after_s: float = Field(default=30.0, gt=0)
+    """Time after the end of a sample's time to live after which the control plane is asked for an answer that did not
+    come; each further time it waits twice as long, up to an hour."""
     uplink_in_flight: int = Field(default=64, ge=1)
     """Outcomes sent up and not receipted yet; this bound is the back-pressure."""
     receipt_timeout_s: float = Field(default=10.0, gt=0)

@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from sluice.doors.http import HttpDoor
+from sluice.wire.answers import Question, unpack
 from sluice.wire.bundle import MANIFEST, open_bundle
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.messages import Prediction
 
 Json = dict[str, Any]
 OnJob = Callable[[Json], None]
@@ -142,6 +144,14 @@ class Client:
     def device(self, device_id: str) -> Json:
         """One registered device."""
         return self._json("GET", f"/v1/devices/{device_id}")
+
+    def answers(self, device_id: str, epoch: str, seqs: Sequence[int]) -> list[Prediction]:
+        """The final predictions that the results know of some samples (at most 500) of a device.
+
+        `UnknownSchemaError` when one of them may be of a newer schema.
+        """
+        body = Question(epoch=epoch, seqs=list(seqs)).model_dump()
+        return [unpack(text) for text in self._json("POST", f"/v1/devices/{device_id}/answers", body)["answers"]]
 
     def request_profile(self, device_id: str) -> Json:
         """Tell a device to measure the segments that it runs; `wait_for_profile` waits for the answer."""

@@ -71,6 +71,9 @@ class PredictionView(BaseModel):
     repeats: int
 
 
+_SHOWN = [predictions.c[name] for name in PredictionView.model_fields]
+
+
 class PredictionsView(BaseModel):
     """A page; `next` is the `after` of the next one."""
 
@@ -94,7 +97,7 @@ class Summary(BaseModel):
 @router.get("/predictions")
 def list_predictions(service: ServiceDep, page: Annotated[Page, Query()]) -> PredictionsView:
     """Predictions in the order of arrival, a page at a time."""
-    wanted = select(predictions).where(*page.conditions(), predictions.c.id > page.after).limit(page.limit)
+    wanted = select(*_SHOWN).where(*page.conditions(), predictions.c.id > page.after).limit(page.limit)
     wanted = wanted.order_by(predictions.c.id.desc() if page.newest else predictions.c.id)
     with reading(service.engine) as connection:
         rows = connection.execute(wanted).mappings().all()

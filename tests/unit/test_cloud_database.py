@@ -11,7 +11,7 @@ from sqlalchemy import Engine, insert, select
 
 from cloud.database import migrate, open_database, reading, writing
 from cloud.tables import metadata, tokens
-from cloud.tokens import any_admin, create, listed, revoke, role_of
+from cloud.tokens import any_admin, create, holder_of, listed, revoke
 from sluice.wire.errors import PermanentError, TemporaryError
 
 
@@ -90,13 +90,13 @@ def test_a_token_works_until_it_is_revoked_and_is_not_stored(engine: Engine) -> 
     with writing(engine) as connection:
         number, token = create(connection, "device", "pi-1")
     with reading(engine) as connection:
-        assert role_of(connection, token) == "device"
-        assert role_of(connection, token + "x") is None
+        assert holder_of(connection, token) == ("device", "pi-1")
+        assert holder_of(connection, token + "x") is None
         assert not any_admin(connection)
         stored = [str(value) for row in connection.execute(select(tokens)) for value in row]
     assert not any(token in value for value in stored)
     with writing(engine) as connection:
         revoke(connection, number)
-        assert role_of(connection, token) is None
+        assert holder_of(connection, token) is None
         with pytest.raises(PermanentError, match="revoked before"):
             revoke(connection, number)
