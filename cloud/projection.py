@@ -2,6 +2,7 @@
 
 Predictions are effectively once by sample: the first final one in the order of the topic wins, a provisional one never
 replaces a final, and whatever changes nothing raises `repeats`. `records = 1 + changes + repeats` holds in every row.
+An audit is no prediction of a sample: the first one of a sample stands beside it, in a table of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from sqlalchemy import Connection, Dialect, Insert, Table, and_, case, func, ins
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from cloud.tables import device_states, predictions, reader_offsets, streams
+from cloud.tables import audits, device_states, predictions, reader_offsets, streams
 from sluice.doors.kafka import Record, TopicPartition
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError
-from sluice.wire.messages import Prediction, SampleKey, decode_all, sample_of
+from sluice.wire.messages import Audit, Prediction, SampleKey, decode_all, sample_of
 from sluice.wire.slices import parse_slice
 from sluice.wire.state import Announcement, DeviceStatus, Reported, parse_state
 
@@ -33,6 +34,7 @@ class Rows:
     """What one batch of records comes down to: equal samples, devices and streams are folded into one row each."""
 
     predictions: dict[SampleKey, Row] = field(default_factory=dict)
+    audits: dict[SampleKey, Row] = field(default_factory=dict)
     reported: dict[str, Row] = field(default_factory=dict)
     status: dict[str, Row] = field(default_factory=dict)
     streams: dict[str, Row] = field(default_factory=dict)
@@ -57,6 +59,11 @@ class Rows:
             self.streams[announcement.stream_id] = {"stream_id": announcement.stream_id, **row}
 
     def _fold(self, prediction: Prediction, at: int) -> None:
+        if prediction.audit is not None:
+            key = (prediction.device_id, prediction.epoch, prediction.audit.of)
+            row = self.audits.setdefault(key, {**_audit_row(prediction, prediction.audit), "recorded_at": at})
+            row["records"] += 1
+            return
         key = sample_of(prediction)
         known = self.predictions.get(key)
         if known is None:
@@ -102,6 +109,12 @@ def _row(prediction: Prediction) -> Row:
     return {name: getattr(prediction, name) for name in _SHARED}
 
 
+def _audit_row(said: Prediction, audit: Audit) -> Row:
+    shared = {name: getattr(said, name) for name in ("device_id", "epoch", "model", "bundle", "operating_point")}
+    final = {"final_exit": said.exit, "final_label": said.label, "final_confidence": said.confidence}
+    return {**shared, "seq": audit.of, "exit": audit.exit, "label": audit.label, **final, "records": 0}
+
+
 def write(connection: Connection, rows: Rows) -> int:
     """Write the rows of a batch; returns how many of its predictions were repeats.
 
@@ -110,6 +123,11 @@ def write(connection: Connection, rows: Rows) -> int:
     for device_rows, kind in ((rows.reported, "reported"), (rows.status, "status")):
         _upsert(connection, device_states, ["device_id"], [kind, f"{kind}_at"], device_rows.values())
     _upsert(connection, streams, ["stream_id"], ["announcement", "announced_at"], rows.streams.values())
+    if rows.audits:
+        known = _insert(connection.dialect, audits)
+        more = {"records": audits.c.records + known.excluded.records}
+        again = known.on_conflict_do_update(index_elements=["device_id", "epoch", "seq"], set_=more)
+        connection.execute(again, list(rows.audits.values()))
     if not rows.predictions:
         return 0
     before = _repeats(connection, rows)

@@ -147,6 +147,7 @@ class Session:
         self._uncommitted |= following
         metrics.RESULTS_ROWS.inc(sum(row["records"] for row in rows.predictions.values()))
         metrics.RESULTS_REPEATS.inc(repeats)
+        metrics.RESULTS_AUDITS.inc(sum(row["records"] for row in rows.audits.values()))
         for partition, (offset, reason) in hold.items():
             self._hold(partition, offset, reason)
 

@@ -1,7 +1,8 @@
 """The tables, one line a column. The migrations make them; a test holds the two together.
 
 Times are UTC microseconds (`BigInteger`), digests hex, what has no fixed shape JSON. Each table is written by one
-process: `streams`, `device_states`, `predictions` and `reader_offsets` by the results writer, the rest by the service.
+process: `streams`, `device_states`, `predictions`, `audits` and `reader_offsets` by the results writer, the rest by the
+service.
 """
 
 from __future__ import annotations
@@ -178,6 +179,25 @@ predictions = Table(
     Column("records", Integer, nullable=False),  # predictions of this sample on the topic
     Column("repeats", Integer, nullable=False),  # those among them that changed nothing
     UniqueConstraint("device_id", "epoch", "seq"),
+    Index(None, "recorded_at"),
+)
+
+audits = Table(
+    "audits",
+    metadata,
+    Column("device_id", String(63), primary_key=True),  # of the sample that an early exit has answered
+    Column("epoch", String(16), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("model", String(63), nullable=False),
+    Column("bundle", String(64), nullable=False),
+    Column("operating_point", String(63), nullable=False),
+    Column("exit", Integer, nullable=False),  # the exit that answered
+    Column("label", Integer, nullable=False),
+    Column("final_exit", Integer, nullable=False),  # the final exit, and what it says
+    Column("final_label", Integer, nullable=False),
+    Column("final_confidence", Float, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),  # by Kafka's clock
+    Column("records", Integer, nullable=False),  # audits of this sample on the topic; the first one counts
     Index(None, "recorded_at"),
 )
 

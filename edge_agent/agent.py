@@ -18,6 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edge_agent.asking import Asked, Asker
+from edge_agent.audit import audits
 from edge_agent.mailbox import Mailbox
 from edge_agent.outbox import Outbox
 from edge_agent.sensor import read
@@ -151,7 +152,9 @@ class Agent:
         assert self.desired is not None
         point = stage.manifest.operating_point(self.desired.operating_point)
         if share_of(point, "edge"):
-            self.outbox.add(step(stage, works))
+            outcomes = step(stage, works)
+            audited = audits(stage, works, outcomes, self.settings.audit_share, self.store.new_seq)
+            self.outbox.add(outcomes + audited)
         else:
             self.outbox.add(self._raw(stage, work) for work in works)
 

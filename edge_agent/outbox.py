@@ -3,7 +3,8 @@
 An own final answer leaves when both happened. An offload leaves when its final answer came from above and was told;
 meanwhile the device answers provisionally when the link is down or time is up. An offload that was never receipted
 when its time is over becomes a prediction of its best exit, which goes up in its stead; the order of
-`sluice.predictions` decides what is final, so the device tells it as final when it comes back from there.
+`sluice.predictions` decides what is final, so the device tells it as final when it comes back from there. An audit
+(`audit.py`) leaves with its receipt: nobody waits for an answer.
 
 An answer that was forgotten on its way down is asked for: `overdue` says of which samples, `asked` takes what was told.
 
@@ -94,14 +95,15 @@ class Outbox:
         now = monotonic()
         for row in self.store.rows():
             outcome = messages.decode(row.payload, limit=len(row.payload))
-            waits = isinstance(outcome, Offload) or outcome.reason == "expired"
-            self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, outcome.model, row.receipted, row.told)
+            audit = outcome.audit is not None
+            waits = not audit and (isinstance(outcome, Offload) or outcome.reason == "expired")
+            told = row.told or audit
+            self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, outcome.model, row.receipted, told)
             if not row.receipted:
                 self.bytes += len(row.payload)
                 self._unsent.append(row.seq)
             if isinstance(outcome, Offload):
-                self._timeouts.append((now + self.settings.answer_timeout_s, row.seq))
-                self._expiries.append((now + outcome.ttl_ms / 1000, row.seq))
+                self._expect(outcome, now)
             elif waits:
                 self._late.add([row.seq], now)
             elif not row.told:
@@ -115,14 +117,15 @@ class Outbox:
         now = monotonic()
         for outcome in outcomes:
             payload = messages.encode(outcome)
+            audit = outcome.audit is not None
             if isinstance(outcome, Prediction):
                 kind = "prediction"
                 self._to_tell.append(outcome)
             else:
                 kind = "offload"
-                self._timeouts.append((now + self.settings.answer_timeout_s, outcome.seq))
-                self._expiries.append((now + outcome.ttl_ms / 1000, outcome.seq))
-            entry = Entry(kind, payload, now, waits=kind == "offload", model=outcome.model)
+                self._expect(outcome, now)
+            waits = kind == "offload" and not audit
+            entry = Entry(kind, payload, now, waits, outcome.model, told=audit)
             self._entries[outcome.seq] = entry
             self.store.put(outcome.seq, kind, payload)
             if self._goes_up(outcome, now):
@@ -132,15 +135,22 @@ class Outbox:
                 entry.receipted = True
                 self.store.set_receipted(outcome.seq)
                 self.counters["predictions_not_sent"] += 1
-            metrics.EDGE_OUTCOMES.labels(kind).inc()
+            metrics.EDGE_OUTCOMES.labels("audit" if audit else kind).inc()
+            self.counters["audits"] += audit
             if kind == "offload" and not self.uplink.up.is_set():
                 self._answer_provisionally(entry, "offline")
         self._bound(now)
 
+    def _expect(self, offload: Offload, now: float) -> None:
+        """There is to be an answer in time, unless it is an audit."""
+        if offload.audit is None:
+            self._timeouts.append((now + self.settings.answer_timeout_s, offload.seq))
+            self._expiries.append((now + offload.ttl_ms / 1000, offload.seq))
+
     def _goes_up(self, outcome: Outcome, now: float) -> bool:
         """Whether anyone above is to hear of it."""
         up = self.settings.predictions_of(outcome.model)
-        if up.mode != "changes":
+        if up.mode != "changes" or outcome.audit is not None:
             return True
         if isinstance(outcome, Offload):
             self._last_up.pop(outcome.model, None)  # those above give it a label that is not known here yet

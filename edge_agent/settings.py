@@ -101,6 +101,8 @@ class EdgeSettings(RoomSettings):
     """How predictions go up (`EDGE_PREDICTIONS__MODE`, …)."""
     predictions_by_model: dict[str, PredictionsUp] = Field(default={})
     """The same for single models, by their names."""
+    audit_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of the samples answered by an early exit that go up all the same, to see whether the exits still hold."""
     report_interval_s: float = Field(default=60.0, gt=0)
     """Least time between two reports that only bring newer counters."""
     outbox_bytes: int = Field(default=64_000_000, ge=1)

@@ -3,7 +3,7 @@
 Offsets of answers move when the broker has taken them, in order for each topic partition. Desired state is read from
 the beginning at each start and published as a retained message: the topic is compacted, and a device ignores what it
 knows. A device's own answers are not sent back to it, but for those it gave because a sample expired: whether such
-an answer is final is decided by its place in the topic.
+an answer is final is decided by its place in the topic. Audits are nobody's answers.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class Down:
             self.progress.done(place, record.offset)
             return
         self.progress.begin(record)
-        if prediction.tier == "edge" and prediction.reason != "expired":
+        own = prediction.tier == "edge" and prediction.reason != "expired"
+        if own or prediction.audit is not None:
             self.progress.done(place, record.offset)
             return
         mid = self.door.publish(self.topics.of(prediction.device_id, "inbox"), record.value)

@@ -212,6 +212,11 @@ class Client:
         """Counts by tier, status, reason, model and device; `filters`: device, model, since."""
         return self._json("GET", "/v1/predictions/summary", params=_given(filters))
 
+    def audits(self, **filters: Any) -> list[Json]:
+        """Whether exits still hold, by model, bundle and exit; `filters`: device, model, since."""
+        found: list[Json] = self._door.call("GET", "/v1/predictions/audits", params=_given(filters))
+        return found
+
     def _wait(self, path: str, on_change: OnJob) -> Json:
         while True:
             job = self._json("GET", path)

@@ -237,11 +237,12 @@ def results(
     url: Url = None,
     token: Token = None,
 ) -> None:
-    """How many samples were answered, by tier, status, reason, model and device."""
+    """How many samples were answered, by tier, status, reason, model and device; and whether early exits still hold."""
     with _client(url, token) as client:
         found = client.summary(device=device, model=model)
+        audits = client.audits(device=device, model=model)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found | {"audits": audits}))
         return
     total = found["total"]
     rows: list[tuple[Any, ...]] = [("all", "", total, "")]
@@ -249,6 +250,15 @@ def results(
         rows += [(by, name, count, f"{count / total:.1%}") for name, count in found[f"by_{by}"].items()]
     _show(("by", "", "samples", "share"), rows)
     print(f"{found['records']} predictions on the topic, {found['repeats']} of them repeats")
+    if audits:
+        rows = [
+            (a["model"], f"{a['bundle'][:12]}…", a["exit"], a["audited"], a["agreeing"], _percent(a)) for a in audits
+        ]
+        _show(("model", "bundle", "exit", "audited", "as the final exit", "share (95 % interval)"), rows)
+
+
+def _percent(audit: dict[str, Any]) -> str:
+    return f"{audit['share']:.1%} ({audit['low']:.1%} to {audit['high']:.1%})"
 
 
 def watch(

@@ -1,16 +1,17 @@
-"""Predictions: what the results writer brought into the database, one row a sample."""
+"""Predictions: what the results writer brought into the database, one row a sample; and what audits say of exits."""
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Table, case, func, select
 
 from cloud.database import reading
 from cloud.service import ServiceDep
-from cloud.tables import predictions
+from cloud.tables import audits, predictions
 from sluice.wire.names import Name, Tier
 
 router = APIRouter(tags=["predictions"])
@@ -25,15 +26,15 @@ class Filter(BaseModel):
     model: Name | None = None
     since: int | None = Field(default=None, ge=0, lt=2**63)
 
-    def conditions(self) -> list[ColumnElement[bool]]:
+    def conditions(self, table: Table = predictions) -> list[ColumnElement[bool]]:
         """The same as SQL."""
         found: list[ColumnElement[bool]] = []
         if self.device is not None:
-            found.append(predictions.c.device_id == self.device)
+            found.append(table.c.device_id == self.device)
         if self.model is not None:
-            found.append(predictions.c.model == self.model)
+            found.append(table.c.model == self.model)
         if self.since is not None:
-            found.append(predictions.c.recorded_at >= self.since)
+            found.append(table.c.recorded_at >= self.since)
         return found
 
 
@@ -94,6 +95,23 @@ class Summary(BaseModel):
     by_device: dict[str, int]
 
 
+class AuditView(BaseModel):
+    """What audits say of an exit: how many of the samples that it answered the final exit would have answered alike.
+
+    `low` to `high` holds the true share with 95 % confidence (Wilson's interval), if the audited samples were drawn at
+    random, as they are.
+    """
+
+    model: str
+    bundle: str
+    exit: int
+    audited: int
+    agreeing: int
+    share: float
+    low: float
+    high: float
+
+
 @router.get("/predictions")
 def list_predictions(service: ServiceDep, page: Annotated[Page, Query()]) -> PredictionsView:
     """Predictions in the order of arrival, a page at a time."""
@@ -119,3 +137,27 @@ def summarise(service: ServiceDep, chosen: Annotated[Filter, Query()]) -> Summar
             grouped = select(column, func.count()).where(*chosen.conditions()).group_by(column).order_by(column)
             counts[name] = dict(connection.execute(grouped).all())
     return Summary(total=total, records=int(records), repeats=int(repeats), **counts)
+
+
+@router.get("/predictions/audits")
+def audit(service: ServiceDep, chosen: Annotated[Filter, Query()]) -> list[AuditView]:
+    """Whether early exits still say what the final exit says, by model, bundle and exit."""
+    c = audits.c
+    by = (c.model, c.bundle, c.exit)
+    agreeing = func.sum(case((c.label == c.final_label, 1), else_=0)).label("agreeing")
+    wanted = select(*by, func.count().label("audited"), agreeing).where(*chosen.conditions(audits))
+    with reading(service.engine) as connection:
+        rows = connection.execute(wanted.group_by(*by).order_by(*by)).mappings().all()
+    return [AuditView(**row, **_share(row["agreeing"], row["audited"])) for row in rows]
+
+
+def _share(agreeing: int, audited: int) -> dict[str, float]:
+    """The share, and its interval of 95 % after Wilson (1927), right for few samples and near 1 too."""
+    z = 1.959964
+    share, more = agreeing / audited, z * z / audited
+    middle, width = share + more / 2, z * sqrt((share * (1 - share) + more / 4) / audited)
+    return {
+        "share": share,
+        "low": max(0.0, (middle - width) / (1 + more)),
+        "high": min(1.0, (middle + width) / (1 + more)),
+    }

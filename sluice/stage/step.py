@@ -2,7 +2,7 @@
 
 The samples of a batch share bundle, operating point and next segment. They run through this tier's segments one by
 one; at each exit those that are certain enough are answered, the others go on; what is left after the tier's last
-segment is offloaded to the next.
+segment is offloaded to the next. An audit (what an exit has answered already) goes on at every exit but the final one.
 """
 
 from __future__ import annotations
@@ -97,6 +97,12 @@ class Work:
     offload: Offload
     tensors: Arrays
 
+    @property
+    def kind(self) -> tuple[str, int, bool]:
+        """Operating point, next segment, whether it is an audit: what the samples of a batch share, in one bundle."""
+        before = self.offload
+        return (before.operating_point, before.next_segment, before.audit is not None)
+
 
 def share_of(point: OperatingPoint, tier: Tier) -> range:
     """The segments that `tier` runs at an operating point; they are neighbours, maybe none."""
@@ -152,7 +158,7 @@ def step(stage: Stage, works: Sequence[Work]) -> list[Outcome]:
             logits = made[leg.logits]
             labels, sure, answers = decide(leg.policy, logits, last=index == end)
             thoughts = [Belief(leg.number, *pair) for pair in zip(labels, map(_as_sent, sure), strict=True)]
-            if any(answers):
+            if any(answers) and (index == end or offload.audit is None):
                 spent = _share_us(begun, works)
                 known = iter(probabilities(logits if all(answers) else logits[answers], leg.policy.temperature))
                 for sample, answered, belief in zip(live, answers, thoughts, strict=True):
@@ -243,6 +249,7 @@ def predict(
         compute_us=_add(offload.compute_us, tier, spent_us),
         bytes_sent=offload.bytes_sent,
         trace=offload.trace,
+        audit=offload.audit,
     )
 
 

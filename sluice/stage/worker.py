@@ -33,8 +33,8 @@ AHEAD_KB, AHEAD = 8192, 500
 """Read ahead of the batch at hand (kB, or records of a topic partition); what comes for another model waits for no more
 than that."""
 
-Group = tuple[str, str, int]
-"""(bundle digest, operating point, next segment): what may share a batch."""
+Group = tuple[str, tuple[str, int, bool]]
+"""(bundle digest, kind of work): what may share a batch."""
 
 
 class Worker:
@@ -104,7 +104,7 @@ class Worker:
                 continue
             try:
                 offload = self._open(record)
-                belief = best_belief(offload)
+                belief = best_belief(offload) if offload.audit is None else None  # an audit has no time to keep
                 if offload.ttl_ms <= 0 and belief is not None:
                     made[i] = predict(offload, belief, self.tier, "final", "expired")
                     metrics.STAGE_EXPIRED.labels(self.tier).inc()
@@ -115,8 +115,9 @@ class Worker:
                         left_s = offload.ttl_ms / 1000 if belief is not None else math.inf
                         self.resting[place] = (offload.bundle, time.monotonic() + left_s)
                         continue
-                    group = (offload.bundle, offload.operating_point, offload.next_segment)
-                    groups[group].append((i, unpack(offload, stage.manifest)))
+                    work = unpack(offload, stage.manifest)
+                    group = (offload.bundle, work.kind)
+                    groups[group].append((i, work))
                     stages[group] = stage
             except PermanentError as error:
                 dead.append((record, str(error)))

@@ -69,8 +69,21 @@ class Belief:
 
 
 @dataclass(frozen=True, slots=True)
+class Audit:
+    """What an early exit has answered: the sample's seq, exit index, label index.
+
+    A message that has one is no sample of its own: its seq is the device's for the receipt alone. Stages run it through
+    to the final exit, and nobody takes what comes of it for an answer.
+    """
+
+    of: int
+    exit: int
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
 class Offload:
-    """What the next segment needs; fields as in `schemas/offload.v1.avsc`. `epoch` and `bundle` are hex."""
+    """What the next segment needs; fields as in `schemas/offload.v2.avsc`. `epoch` and `bundle` are hex."""
 
     device_id: str
     epoch: str
@@ -88,11 +101,12 @@ class Offload:
     compute_us: dict[str, int] = field(default_factory=dict)
     bytes_sent: int = 0
     trace: str | None = None
+    audit: Audit | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer; fields as in `schemas/prediction.v1.avsc`. `outputs` is little-endian float32.
+    """The answer; fields as in `schemas/prediction.v2.avsc`. `outputs` is little-endian float32.
 
     `label` is -1 where the model does not classify; its results, one after the other, are in `outputs`.
     """
@@ -116,6 +130,7 @@ class Prediction:
     compute_us: dict[str, int] = field(default_factory=dict)
     bytes_sent: int = 0
     trace: str | None = None
+    audit: Audit | None = None
 
 
 Outcome = Offload | Prediction
@@ -126,6 +141,8 @@ def encode(outcome: Outcome) -> bytes:
     record: dict[str, Any] = {name: getattr(outcome, name) for name in outcome.__slots__}
     record["epoch"] = bytes.fromhex(outcome.epoch)
     record["bundle"] = bytes.fromhex(outcome.bundle)
+    if (audit := outcome.audit) is not None:
+        record["audit"] = {"of": audit.of, "exit": audit.exit, "label": audit.label}
     if isinstance(outcome, Prediction):
         return avro.encode("prediction", record)
     record["tensors"] = [{n: getattr(t, n) for n in t.__slots__} for t in outcome.tensors]
@@ -160,6 +177,9 @@ def _checked(message: str, record: dict[str, Any]) -> Outcome:
     _require(record["trace"] is None or len(record["trace"]) <= MAX_ID, "trace is too long")
     _require(record["tier"] in TIERS, f"tier {record['tier'][:20]!r} is not one of {', '.join(TIERS)}")
     _require(all(tier in TIERS for tier in record["compute_us"]), "compute_us names an unknown tier")
+    if (audit := record["audit"]) is not None:
+        _require(all(number >= 0 for number in audit.values()), "audit of a negative seq, exit or label")
+        record["audit"] = Audit(**audit)
     if message == "prediction":
         _check_belief(record, label_from=-1)
         _require(record["status"] in STATUSES, f"status {record['status'][:20]!r} is unknown")

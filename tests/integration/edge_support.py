@@ -235,6 +235,7 @@ def agent_settings(
         "EDGE_PUBLIC_KEYS": json.dumps([made.public_key]),
         "EDGE_CLOUD_URL": "http://127.0.0.1:9",
         "EDGE_DATA": str(data),
+        "EDGE_AUDIT_SHARE": "0",  # what goes up is what the test knows of
         "EDGE_SENSOR_BROKER__HOST": sensor.host,
         "EDGE_SENSOR_BROKER__PORT": str(sensor.port),
         **more,

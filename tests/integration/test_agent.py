@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sluice.dev.processes import Process, Processes, free_port, sluice_command
+from sluice.stage.step import unpack
 from sluice.wire import bundle as bundles
 from sluice.wire.errors import PermanentError
 from sluice.wire.messages import Offload, Prediction
@@ -225,6 +226,33 @@ def test_it_measures_its_segments_on_request_while_it_works(
         until(lambda: above.reported[-1].measured != first)
         assert above.reported[-1].measured is not None and above.reported[-1].measured.request == "profile-2"
         assert agent.log.read_text().count("measured 1 segments") == 2
+        assert agent.stop() == 0
+
+
+def test_audits_of_what_it_answered_go_up_and_nobody_hears_of_them(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    """Tensors and all, as if the exit had not answered; also with predictions that do not go up at all."""
+    own = {"EDGE_AUDIT_SHARE": "1", "EDGE_PREDICTIONS__MODE": "changes"}
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device))
+        agent = start(processes, agent_settings(made, device, data, mosquitto) | own)
+        runs(above, made)
+        for i, sample in enumerate(made.samples):
+            user.measure(sample, str(i))
+        until(lambda: len(user.finals()) == len(made.samples))
+        audits = until(
+            lambda: (found := [o for o in above.came if o.audit is not None]) and len(found) == len(made.easy) and found
+        )
+        told = {p.seq: p for p in user.heard}
+        assert len(user.heard) == len(told) == len(made.samples), "the answers to audits are not told"
+        manifest = bundles.open_bundle(made.folder).manifest
+        for audit in audits:
+            assert isinstance(audit, Offload) and audit.audit is not None and audit.seq not in told
+            answered = told[audit.audit.of]
+            assert (audit.source_id, audit.audit.label) == (answered.source_id, answered.label)
+            assert audit.tier == "cloud" and unpack(audit, manifest).tensors
+        assert {int(audit.source_id or "") for audit in audits} == set(made.easy)
         assert agent.stop() == 0
 
 

@@ -19,7 +19,18 @@ from typer.testing import CliRunner
 
 from cloud.database import reading, writing
 from cloud.settings import CloudSettings
-from cloud.tables import bundles, device_states, devices, jobs, metadata, model_versions, predictions, rollouts, streams
+from cloud.tables import (
+    audits,
+    bundles,
+    device_states,
+    devices,
+    jobs,
+    metadata,
+    model_versions,
+    predictions,
+    rollouts,
+    streams,
+)
 from sluice import daily
 from sluice.client import Client
 from sluice.doors.http import HttpDoor
@@ -385,7 +396,7 @@ def test_who_may_do_what(cloud: Running, tmp_path: Path) -> None:
     fetch = [f"/v1/bundles/{digest}", f"/v1/bundles/{digest}/manifest", f"/v1/bundles/{digest}/signature"]
     fetch.append(f"/v1/blobs/{blob}")
     admin_only = ["/v1/bundles", "/v1/models", "/v1/streams", "/v1/trainings", "/v1/partitions", "/v1/devices"]
-    admin_only += ["/v1/rollouts", "/v1/predictions", "/v1/predictions/summary"]
+    admin_only += ["/v1/rollouts", "/v1/predictions", "/v1/predictions/summary", "/v1/predictions/audits"]
     with httpx.Client(base_url=cloud.url) as nobody:
         for path in ("/v1/health", "/v1/keys"):
             assert nobody.get(path).status_code == 200
@@ -497,3 +508,24 @@ def test_predictions_by_page_and_summed_up(cloud: Running, monkeypatch: pytest.M
     assert summary["by_tier"] == {"cloud": 1, "edge": 750, "fog": 750}
     assert client.summary(device="pi-2")["by_tier"] == {"cloud": 1}
     assert "1503 predictions on the topic, 2 of them repeats" in daily_command(cloud, monkeypatch, daily.results)
+
+
+def test_audits_say_whether_exits_hold(cloud: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(seq: int, exit_: int, final_label: int, device: str = "pi-1") -> dict[str, Any]:
+        sample = {"device_id": device, "epoch": "00" * 8, "seq": seq, "model": "digits", "bundle": "ab" * 32}
+        said = {"operating_point": "default", "exit": exit_, "label": 3, "final_exit": 2, "final_label": final_label}
+        return sample | said | {"final_confidence": 0.9, "recorded_at": seq, "records": 1}
+
+    assert cloud.client.audits() == []
+    stored = [row(seq, 0, 3 if seq else 5) for seq in range(10)] + [row(10, 1, 3), row(11, 1, 3, "pi-2")]
+    with writing(cloud.service.engine) as connection:
+        connection.execute(insert(audits), stored)
+    first, second = cloud.client.audits(model="digits")
+    assert (first["exit"], first["audited"], first["agreeing"], first["share"]) == (0, 10, 9, 0.9)
+    # Wilson's interval of 9 in 10, as statistics packages give it
+    assert (first["low"], first["high"]) == (pytest.approx(0.5958, abs=1e-4), pytest.approx(0.9821, abs=1e-4))
+    assert (second["audited"], second["share"], second["high"]) == (2, 1.0, 1.0)
+    assert second["low"] == pytest.approx(0.3424, abs=1e-4)
+    assert [a["audited"] for a in cloud.client.audits(device="pi-2")] == [1]
+    assert cloud.client.audits(since=12) == []
+    assert json.loads(daily_command(cloud, monkeypatch, daily.results, "--json"))["audits"] == [first, second]

@@ -19,7 +19,7 @@ from sluice.dev.processes import Process, Processes, free_port
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, Record
 from sluice.doors.mqtt import Incoming, MqttBroker, MqttDoor
 from sluice.wire import messages, names, signing
-from sluice.wire.messages import Belief, Offload, Prediction, Tensor
+from sluice.wire.messages import Audit, Belief, Offload, Prediction, Tensor
 from sluice.wire.state import Desired, Receipt, parse_state, seal
 from tests.brokers.kafka import Kafka
 from tests.brokers.mosquitto import Mosquitto
@@ -393,10 +393,11 @@ def test_answers_go_down_and_offsets_move_only_when_the_broker_took_them(
     before = committed(kafka)
 
     own, expired = device.prediction(), device.prediction("edge", "expired")
+    audit = replace(device.prediction("cloud", "last"), audit=Audit(of=own.seq, exit=0, label=1))
     answers = [device.prediction("fog", "last") for _ in range(150)]
     os.kill(mosquitto.pid, signal.SIGSTOP)
     try:
-        everything = [own, expired, *answers]
+        everything = [own, expired, audit, *answers]
         writer.write_all(names.PREDICTIONS, [(device.name, messages.encode(p)) for p in everything], 30)
         time.sleep(0.5)  # enough to read them; whether it has read them or not, nothing may be committed but `own`
         assert before <= committed(kafka) <= before + 1

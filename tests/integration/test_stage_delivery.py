@@ -30,7 +30,7 @@ from sluice.wire import bundle as bundles
 from sluice.wire import names
 from sluice.wire.codec import encode_tensor
 from sluice.wire.manifest import ExitPolicy, OperatingPoint
-from sluice.wire.messages import Belief, Offload, Prediction, Tensor, decode, encode
+from sluice.wire.messages import Audit, Belief, Offload, Prediction, Tensor, decode, encode
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
 from tests.unit.bundle_support import make_bundle
@@ -168,6 +168,24 @@ def test_killed_again_and_again_it_loses_nothing(
     assert set(found) == set(range(count))
     if delivery == "exactly-once":
         assert set(found.values()) == {1}
+
+
+def test_an_audit_is_finished_by_the_final_exit_also_when_its_time_is_over(
+    stage: Stage, processes: Processes, answers: Answers, unique: str
+) -> None:
+    """Samples in the same batches are answered as ever: these expire."""
+    worker = stage.start(processes, "worker", "at-least-once")
+    over = {"ttl_ms": 0, "beliefs": (Belief(0, 1, 0.9),)}
+    both = [stage.offload(unique, seq, **over) for seq in range(5)]
+    both += [stage.offload(unique, seq, **over, audit=Audit(seq - 5, 0, 1)) for seq in range(5, 10)]
+    KafkaWriter("devices", stage.cluster).write_all(stage.topic, ((unique, value) for value in both), 60)
+    until(lambda: answers.at_least(unique, 10))
+    found = [decode(record.value) for record in answers.records]
+    told = {p.seq: (p.reason, p.audit) for p in found if isinstance(p, Prediction) and p.device_id == unique}
+    assert told == dict.fromkeys(range(5), ("expired", None)) | {
+        seq: ("last", Audit(seq - 5, 0, 1)) for seq in range(5, 10)
+    }
+    assert worker.stop() == 0
 
 
 def test_one_that_was_taken_for_dead_does_not_answer_again(

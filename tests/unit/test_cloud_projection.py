@@ -11,11 +11,11 @@ from sqlalchemy import delete, select
 
 from cloud.database import migrate, open_database, reading, writing
 from cloud.projection import Rows, load_offsets, move_offset, write
-from cloud.tables import device_states, predictions, streams
+from cloud.tables import audits, device_states, predictions, streams
 from sluice.doors.kafka import Record
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
-from sluice.wire.messages import Offload, Prediction, encode
+from sluice.wire.messages import Audit, Offload, Prediction, encode
 from sluice.wire.state import Announcement, Reported
 
 EPOCH, BUNDLE = "00" * 8, "ab" * 32
@@ -42,6 +42,7 @@ def prediction(seq: int, status: Any = "final", label: int = 0, **changes: Any) 
             produced_at=2,
             compute_us={"edge": 10},
             bytes_sent=99,
+            audit=changes.get("audit"),
         )
     )
 
@@ -131,6 +132,25 @@ def test_the_whole_prediction_is_stored(url: str) -> None:
         "records": 1,
         "repeats": 0,
     }
+
+
+def test_audits_stand_beside_the_samples_and_the_first_one_counts(url: str) -> None:
+    """They make no row of a sample, neither of the one that they are of nor under their own seq."""
+    engine = open_database(url)
+    with writing(engine) as connection:
+        connection.execute(delete(predictions))
+        batches = [[(9, 2), (9, 1)], [(10, 0)]]  # (seq of the audit, what the final exit says)
+        for batch in batches:
+            rows = Rows()
+            for seq, label in batch:
+                rows.take(record(prediction(seq, label=label, audit=Audit(of=4, exit=0, label=2)), at_ms=seq))
+            assert write(connection, rows) == 0
+        row = dict(connection.execute(select(audits)).mappings().one())
+        assert connection.execute(select(predictions)).all() == []
+        connection.execute(delete(audits))
+    engine.dispose()
+    assert (row["seq"], row["exit"], row["label"], row["final_exit"], row["final_label"]) == (4, 0, 2, 1, 2)
+    assert (row["records"], row["recorded_at"], row["model"], row["bundle"]) == (3, 9000, "digits", BUNDLE)
 
 
 def test_device_states_and_streams_are_the_newest(url: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent import outbox as outbox_module
 from sluice.wire import messages
-from sluice.wire.messages import Offload, Prediction
+from sluice.wire.messages import Audit, Offload, Prediction
 from tests.unit.edge_stand_ins import Clock, Device, answer_to
 
 Make = Callable[..., Device]
@@ -51,6 +51,46 @@ def test_an_own_answer_leaves_when_it_is_told_and_receipted(make: Make, first: s
         step()
         device.turn()
     assert device.kept() == [] and len(device.outbox) == 0 and device.outbox.bytes == 0
+
+
+@pytest.mark.parametrize("mode", ["each", "changes"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_audit_leaves_with_its_receipt_and_is_never_told(
+    make: Make, clock: Clock, mode: str, restarted: bool
+) -> None:
+    """No link, no answer in time, its time over: it is sent until it is receipted, as it is, and that is all."""
+    device = make(predictions={"mode": mode})
+    own = device.own_final()
+    audit = device.offload(audit=Audit(of=own.seq, exit=0, label=own.label))
+    device.uplink.up.clear()
+    device.add(own, audit)
+    assert device.outbox.counters["audits"] == 1
+    if restarted:
+        device = device.restart()
+    assert device.sensor_takes() == [own] or restarted
+    clock.forward(device.settings.sample_ttl_s + 1)
+    device.uplink.up.set()
+    device.turn()
+    device.sensor_takes()
+    sent = device.uplink.take()
+    assert [(type(o), o.seq, o.audit) for o in sent[1:]] == [(Offload, audit.seq, audit.audit)]
+    clock.forward(device.settings.receipt_timeout_s + 1)
+    device.turn()
+    assert seqs(device.uplink.take()) == [own.seq, audit.seq], "sent again"
+    device.hear(answer_to(audit, audit=audit.audit))  # an older gateway may pass it on
+    device.outbox.receipt([own.seq, audit.seq])
+    device.turn()
+    assert device.kept() == [] and device.outbox.bytes == 0
+    assert device.sensor.sent == [] and device.outbox.counters["expired"] == 0
+
+
+def test_an_audit_does_not_make_a_label_go_up_again(make: Make) -> None:
+    device = make(predictions={"mode": "changes"})
+    first = device.own_final()
+    device.add(first, device.offload(audit=Audit(of=first.seq, exit=0, label=first.label)))
+    device.uplink.take()
+    device.add(device.own_final())
+    assert device.uplink.take() == []
 
 
 def test_nothing_is_published_before_it_is_committed(make: Make) -> None:

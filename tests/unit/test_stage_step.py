@@ -14,7 +14,7 @@ from sluice.stage.step import Stage, Work, best_belief, loaded_by, predict, shar
 from sluice.wire.codec import encode_tensor
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Manifest
-from sluice.wire.messages import Belief, Offload, Outcome, Prediction, decode, encode, sample_of
+from sluice.wire.messages import Audit, Belief, Offload, Outcome, Prediction, decode, encode, sample_of
 from sluice.wire.names import Tier
 from tests.unit.wire_support import manifest, manifest_dict, offload, tensor_spec
 
@@ -151,6 +151,23 @@ def test_a_raw_input_may_be_offloaded() -> None:
     sent = offload(next_segment=0, beliefs=(), tensors=(tensor,))
     [answer] = step(stage("fog", whole), [unpack(sent, whole)])
     assert isinstance(answer, Prediction) and answer.exit == 1
+
+
+def test_an_audit_is_run_through_to_the_final_exit() -> None:
+    """However sure the exits on its way are; what they thought travels with it."""
+    audit = Audit(of=3, exit=0, label=1)
+    outcome = step(stage("edge"), [work(SURE, SURE, SURE, audit=audit, seq=4)])[0]
+    for tier in ("fog", "cloud"):
+        assert isinstance(outcome, Offload) and (outcome.tier, outcome.audit, outcome.seq) == (tier, audit, 4)
+        outcome = step(stage(outcome.tier), [onward(outcome)])[0]
+    assert isinstance(outcome, Prediction)
+    assert (outcome.exit, outcome.label, outcome.reason, outcome.audit) == (2, 1, "last", audit)
+    assert decode(encode(outcome)) == outcome
+
+
+def test_audits_and_samples_share_no_batch() -> None:
+    assert work(SURE).kind != work(SURE, audit=Audit(of=3, exit=0, label=1)).kind
+    assert work(SURE).kind != work(SURE, operating_point="small").kind
 
 
 def test_outcomes_are_in_the_order_of_the_works() -> None:

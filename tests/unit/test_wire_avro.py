@@ -1,10 +1,12 @@
 """Single-object encoding as the Avro specification has it, schema resolution, and nothing but whole records."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import pytest
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 from hypothesis import given
@@ -40,7 +42,7 @@ def test_the_fingerprint_is_the_specifications() -> None:
 
 @pytest.mark.parametrize("message", ["offload", "prediction"])
 def test_the_header_is_marker_and_fingerprint(message: str) -> None:
-    definition = json.loads((SCHEMAS / f"{message}.v1.avsc").read_text())
+    definition = json.loads((SCHEMAS / f"{message}.v2.avsc").read_text())
     mark = crc64(to_parsing_canonical_form(definition).encode()).to_bytes(8, "little")
     assert avro.newest(message).header == b"\xc3\x01" + mark
     assert messages.encode(offload() if message == "offload" else prediction())[:10] == b"\xc3\x01" + mark
@@ -48,15 +50,15 @@ def test_the_header_is_marker_and_fingerprint(message: str) -> None:
 
 @pytest.fixture
 def tomorrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[bytes]:
-    """A version 2 of the prediction's schema is known: it has a field more, with a default."""
+    """A version 3 of the prediction's schema is known: it has a field more, with a default."""
     (tmp_path / "schemas").mkdir()
     for file in SCHEMAS.iterdir():
         (tmp_path / "schemas" / file.name).write_text(file.read_text())
-    definition = json.loads((SCHEMAS / "prediction.v1.avsc").read_text())
+    definition = json.loads((SCHEMAS / "prediction.v2.avsc").read_text())
     definition["fields"].append({"name": "room", "type": "string", "default": "kitchen"})
     old = messages.encode(prediction())
     with monkeypatch.context() as patch:
-        (tmp_path / "schemas" / "prediction.v2.avsc").write_text(json.dumps(definition))
+        (tmp_path / "schemas" / "prediction.v3.avsc").write_text(json.dumps(definition))
         patch.setattr("importlib.resources.files", lambda _package: tmp_path)
         forget()
         yield old
@@ -73,6 +75,17 @@ def test_a_new_reader_reads_an_old_writer_with_the_new_fields_default(tomorrow: 
     assert (message, record["device_id"], record["room"]) == ("prediction", "pi-1", "kitchen")
 
 
+@pytest.mark.parametrize("message", [offload(), prediction()], ids=["offload", "prediction"])
+def test_what_was_written_before_there_were_audits_is_none(message: messages.Outcome) -> None:
+    name = type(message).__name__.lower()
+    first = json.loads((SCHEMAS / f"{name}.v1.avsc").read_text())
+    body = io.BytesIO(b"\xc3\x01" + crc64(to_parsing_canonical_form(first).encode()).to_bytes(8, "little"))
+    body.seek(10)
+    [(_, record)] = avro.decode_all(messages.encode(message), LIMIT)
+    fastavro.schemaless_writer(body, fastavro.parse_schema(first), record)
+    assert messages.decode(body.getvalue()) == message and message.audit is None
+
+
 def test_old_and_new_records_lie_side_by_side(tomorrow: bytes) -> None:
     record: dict[str, Any] = avro.decode_all(tomorrow, LIMIT)[0][1]
     new = avro.encode("prediction", record | {"room": "hall"})
@@ -82,7 +95,7 @@ def test_old_and_new_records_lie_side_by_side(tomorrow: bytes) -> None:
 
 def test_an_old_reader_holds_what_a_new_writer_sends(tomorrow: bytes, tmp_path: Path) -> None:
     new = avro.encode("prediction", avro.decode_all(tomorrow, LIMIT)[0][1])
-    (tmp_path / "schemas" / "prediction.v2.avsc").unlink()
+    (tmp_path / "schemas" / "prediction.v3.avsc").unlink()
     forget()
     with pytest.raises(UnknownSchemaError, match=new[2:10].hex()):
         avro.decode_all(new, LIMIT)
