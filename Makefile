@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-models lint unit bench clean
+.PHONY: demo test test-models test-device lint unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/sluice demo
@@ -15,6 +15,9 @@ test: lint
 
 test-models: $(VENV)/dev
 	$(BIN)/python -m pytest tests/models
+
+test-device: $(VENV)/dev
+	$(BIN)/python -m pytest tests/device
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

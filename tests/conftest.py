@@ -11,10 +11,10 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.brokers.fetch import Unavailable
 from tests.brokers.kafka import Kafka
 from tests.brokers.mosquitto import Mosquitto
 from tests.brokers.postgres import Postgres
+from tests.fetching import Unavailable
 
 NOT_RUN = pytest.StashKey[dict[str, int]]()
 

@@ -59,11 +59,22 @@ def end_on_signals() -> None:
 
 
 class Process:
-    """One `sluice` command, running; its output goes to `log`, `ready` is set at its ready line."""
+    """One `sluice` command, running; its output goes to `log`, `ready` is set at its ready line.
 
-    def __init__(self, name: str, arguments: list[str], settings: Mapping[str, str], folder: Path) -> None:
+    `sluice` says how it is started; None: as this installation's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        settings: Mapping[str, str],
+        folder: Path,
+        sluice: list[str] | None = None,
+    ) -> None:
         self.name = name
         self.arguments = arguments
+        self.sluice = sluice or sluice_command()
         self.settings = dict(settings)
         self.folder = folder
         self.log = folder / f"{name}.log"
@@ -75,7 +86,7 @@ class Process:
         self.ready_line: dict[str, Any] = {}
         keep = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV") if key in os.environ}
         self.child = subprocess.Popen(
-            [*sluice_command(), *self.arguments],
+            [*self.sluice, *self.arguments],
             env={**keep, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", **self.settings},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
@@ -150,9 +161,15 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         self.all: list[Process] = []
 
-    def start(self, name: str, arguments: list[str], settings: Mapping[str, str] | None = None) -> Process:
+    def start(
+        self,
+        name: str,
+        arguments: list[str],
+        settings: Mapping[str, str] | None = None,
+        sluice: list[str] | None = None,
+    ) -> Process:
         """Start a `sluice` command under a name of its own."""
-        process = Process(name, arguments, settings or {}, self.folder)
+        process = Process(name, arguments, settings or {}, self.folder, sluice)
         self.all.append(process)
         return process
 

@@ -1,36 +1,26 @@
 """Finds the servers that the tests need, and fetches what the machine does not have into a cache, once.
 
-Kafka comes as Maven artifacts. Mosquitto and PostgreSQL are the machine's own where it has them; elsewhere
-Debian's packages are downloaded and unpacked into the cache by an apt with folders of its own: nothing is
-installed and no root is needed. The cache is `$SLUICE_CACHE`, or `~/.cache/sluice`. Each entry is built next
-to its place under a lock and then renamed, so that two test runs at once share one download and nobody ever
-sees half an entry.
-
-What cannot be had raises `Unavailable` with one line that says what to install. `mosquitto.py`, `kafka.py`
-and `postgres.py` run what this module finds. `python -m tests.brokers.fetch` fetches all of it beforehand.
+Kafka comes as Maven artifacts. Mosquitto and PostgreSQL are the machine's own where it has them, elsewhere Debian's
+(`tests/fetching.py` has the cache and the way to Debian's packages). What cannot be had raises `Unavailable` with one
+line that says what to install. `mosquitto.py`, `kafka.py` and `postgres.py` run what this module finds.
+`python -m tests.brokers.fetch` fetches all of it beforehand.
 """
 
-import fcntl
 import hashlib
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.fetching import Unavailable, cached, debian, run_step, this_system
 
 KAFKA_POM = Path(__file__).with_name("kafka-pom.xml")
 COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 JAVA_AT_LEAST = 17
-DOWNLOAD_TIMEOUT_S = 900
-
-
-class Unavailable(Exception):
-    """A server is not here and could not be fetched; the text says what is missing and what to install."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ def mosquitto() -> Software:
     found = [shutil.which(name, path=_search_path()) for name in names]
     if all(found):
         return Software(tuple(Path(program).parent for program in found if program))
-    root, program = _debian("mosquitto", "usr/sbin/mosquitto")
+    root, program = unpacked("mosquitto", "usr/sbin/mosquitto")
     return Software((program.parent, root / "usr/bin"), root)
 
 
@@ -80,7 +70,7 @@ def postgres() -> Software:
         return Software((installed.parent,))
     if on_path is not None:
         return Software((Path(on_path).resolve().parent,))
-    root, program = _debian("postgresql", "usr/lib/postgresql/*/bin/postgres")
+    root, program = unpacked("postgresql", "usr/lib/postgresql/*/bin/postgres")
     return Software((program.parent,), root)
 
 
@@ -106,20 +96,14 @@ def kafka_jars() -> Path:
         maven = shutil.which("mvn")
         if maven is None:
             raise Unavailable("Kafka is fetched by Maven, which is missing: install Maven (package maven)")
-        _run(
+        run_step(
             [maven, "-q", "-B", "-f", str(KAFKA_POM), COPY_DEPENDENCIES, f"-DoutputDirectory={folder}"],
             "Kafka",
         )
         if not any(folder.glob("kafka_2.13-*.jar")):
             raise Unavailable("Kafka could not be fetched: Maven reported success and brought no broker")
 
-    return _cached(f"kafka-{hashlib.sha256(pom).hexdigest()[:12]}", copy_into)
-
-
-def cache_folder() -> Path:
-    """Where fetched servers are kept between test runs."""
-    chosen = os.environ.get("SLUICE_CACHE")
-    return Path(chosen).expanduser().resolve() if chosen else Path.home() / ".cache" / "sluice"
+    return cached(f"kafka-{hashlib.sha256(pom).hexdigest()[:12]}", copy_into)
 
 
 def _search_path() -> str:
@@ -133,26 +117,7 @@ def _newest(programs: Iterable[Path]) -> Path | None:
     return max(numbered, key=lambda path: int(path.parent.parent.name), default=None)
 
 
-def _cached(name: str, build: Callable[[Path], None]) -> Path:
-    """The cache entry of that name; `build` fills an empty folder with it if it is not there yet."""
-    cache = cache_folder()
-    entry = cache / name
-    if entry.is_dir():
-        return entry
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if entry.is_dir():  # another run was faster
-            return entry
-        with tempfile.TemporaryDirectory(prefix=f"{name}.part-", dir=cache) as part:
-            filled = Path(part) / "entry"
-            filled.mkdir(mode=0o755)
-            build(filled)
-            filled.rename(entry)
-    return entry
-
-
-def _debian(package: str, server: str) -> tuple[Path, Path]:
+def unpacked(package: str, server: str) -> tuple[Path, Path]:
     """A folder with the unpacked Debian package and those of its dependencies that the machine lacks.
 
     Returns:
@@ -161,81 +126,12 @@ def _debian(package: str, server: str) -> tuple[Path, Path]:
     hint = f"install the package {package}"
 
     def unpack_into(folder: Path) -> None:
-        missing = [tool for tool in ("apt-get", "apt-config", "dpkg-deb") if shutil.which(tool) is None]
-        if missing:
-            raise Unavailable(f"{package} is missing, and so is {missing[0]} that could fetch it: {hint}")
-        with tempfile.TemporaryDirectory(prefix=f"{package}.apt-", dir=cache_folder()) as private:
-            for archive in _download(package, Path(private), hint):
-                _run(["dpkg-deb", "-x", str(archive), str(folder)], package, hint)
+        debian([package], folder, hint)
         if not any(folder.glob(server)):
             raise Unavailable(f"{package} could not be fetched: Debian's package brought no server; {hint}")
 
-    root = _cached(f"{package}-{_os_release()}-{platform.machine()}", unpack_into)
+    root = cached(f"{package}-{this_system()}", unpack_into)
     return root, next(root.glob(server))
-
-
-def _download(package: str, private: Path, hint: str) -> list[Path]:
-    """Downloads a package and what the machine lacks of its dependencies, with an apt of its own folders.
-
-    Sources, keys and proxies are the machine's; its hooks are left out. The list of installed packages is a
-    copy: apt locks the folder where it lies.
-    """
-    for folder in ("state/lists/partial", "cache/archives/partial", "parts"):
-        (private / folder).mkdir(parents=True)
-    shutil.copyfile("/var/lib/dpkg/status", private / "state/status")
-    machine = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
-    settings = [line for line in machine.splitlines() if line.startswith("Acquire::")]
-    settings += [
-        f'Dir::State "{private}/state";',
-        f'Dir::State::status "{private}/state/status";',
-        f'Dir::Cache "{private}/cache";',
-        f'Dir::Etc::parts "{private}/parts";',
-        'Dir::Etc::main "";',
-        'APT::Sandbox::User "";',
-        'APT::Install-Recommends "false";',
-    ]
-    config = private / "apt.conf"
-    config.write_text("\n".join(settings) + "\n")
-    environment = {**os.environ, "APT_CONFIG": str(config), "DEBIAN_FRONTEND": "noninteractive"}
-    # One source that is out of order must not stop the others, so only the download decides.
-    update = ["apt-get", "-q", "update"]
-    subprocess.run(update, env=environment, capture_output=True, check=False, timeout=DOWNLOAD_TIMEOUT_S)
-    _run(["apt-get", "-q", "-y", "--download-only", "install", package], package, hint, environment)
-    archives = sorted((private / "cache/archives").glob("*.deb"))
-    if not archives:
-        raise Unavailable(f"{package} could not be fetched: apt downloaded nothing; {hint}")
-    return archives
-
-
-def _run(command: list[str], what: str, hint: str = "", environment: dict[str, str] | None = None) -> None:
-    """Runs a step of a download; a failure becomes one line with the tool's own last words."""
-    try:
-        subprocess.run(
-            command,
-            env=environment,
-            check=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=DOWNLOAD_TIMEOUT_S,
-        )
-    except subprocess.SubprocessError as error:
-        output = getattr(error, "stdout", None) or str(error)
-        text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        reason = next((line for line in lines if line.startswith(("E:", "[ERROR]"))), lines[-1] if lines else "")
-        tail = f"; {hint}" if hint else ""
-        raise Unavailable(f"{what} could not be fetched: {Path(command[0]).name}: {reason[:300]}{tail}") from error
-
-
-def _os_release() -> str:
-    """Name and version of the system, since its packages fit no other one."""
-    try:
-        release = platform.freedesktop_os_release()
-    except OSError:
-        return platform.system().lower()
-    return f"{release.get('ID', 'linux')}-{release.get('VERSION_ID', 'rolling')}"
 
 
 def main() -> int:

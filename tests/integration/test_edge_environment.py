@@ -4,15 +4,15 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sluice.wire.bundle import BLOBS, open_bundle
-from tests.brokers.fetch import Unavailable
 from tests.brokers.mosquitto import Mosquitto
+from tests.installing import ROOT
+from tests.installing import environment as install
 from tests.integration.edge_support import (
     Above,
     MadeBundle,
@@ -26,8 +26,6 @@ from tests.integration.edge_support import (
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
-INSTALL_S = 600
 RSS_LIMIT_BYTES = 100_000_000
 ABSENT = ("tensorflow", "keras", "confluent_kafka", "fastapi", "sqlalchemy")
 PROVE = """
@@ -44,24 +42,7 @@ print(len(load_segments(bundle.folder, bundle.manifest, range(len(bundle.manifes
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a new environment with the extra `edge`."""
-    folder = tmp_path_factory.mktemp("edge")
-    source = folder / "source"  # a copy: building leaves files beside what it builds
-    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "node_modules")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-    install = [
-        str(folder / "venv/bin/pip"),
-        *("install", "--quiet", "--disable-pip-version-check", "--no-input"),
-        *("--constraint", str(ROOT / "constraints.txt"), ".[edge]"),
-    ]
-    done = subprocess.run(install, cwd=source, capture_output=True, text=True, timeout=INSTALL_S, check=False)
-    said = done.stdout + done.stderr
-    if done.returncode and any(sign in said for sign in ("ConnectionError", "NewConnectionError", "ProxyError")):
-        raise Unavailable("the package index cannot be reached, so pip could not install .[edge]")
-    if done.returncode and "No matching distribution" in said and "Retrying" in said:
-        raise Unavailable("the package index cannot be reached, so pip could not install .[edge]")
-    assert done.returncode == 0, said[-3000:]
-    return folder / "venv/bin"
+    return install(tmp_path_factory.mktemp("edge"), "--constraint", "constraints.txt", ".[edge]")
 
 
 @pytest.fixture(scope="module")

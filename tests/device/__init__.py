@@ -1,0 +1,1 @@
+"""The agent on the architecture of its devices, emulated (`make test-device`)."""

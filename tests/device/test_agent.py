@@ -1,0 +1,205 @@
+"""The real agent on the emulated device, against a native Mosquitto: answers, updates, kill -9, SIGTERM."""
+
+import functools
+import io
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sluice.dev.processes import Process, Processes
+from sluice.wire import bundle as bundles
+from sluice.wire.messages import Offload, Prediction
+from tests.brokers.mosquitto import Mosquitto
+from tests.device.machine import Machine
+from tests.integration.edge_support import (
+    Above,
+    MadeBundle,
+    User,
+    agent_settings,
+    broker_of,
+    until,
+    write,
+)
+
+pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(900)]
+
+
+class ControlPlane:
+    """The control plane as a device sees it: bundles and blobs over HTTP, and who asked for what."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        handler = functools.partial(_Handler, asked=self.asked, directory=str(folder))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def offer(self, folder: Path) -> None:
+        """Lay out the bundle in `folder` as `/v1` does."""
+        target = self.folder / "v1" / "bundles" / folder.name
+        target.mkdir(parents=True)
+        shutil.copyfile(folder / bundles.MANIFEST, target / "manifest")
+        shutil.copyfile(folder / bundles.SIGNATURE, target / "signature")
+        shutil.copytree(folder / bundles.BLOBS, self.folder / "v1" / "blobs", dirs_exist_ok=True)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def __init__(self, *arguments: object, asked: list[str], directory: str) -> None:
+        self._asked = asked
+        super().__init__(*arguments, directory=directory)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        self._asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def control_plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    plane = ControlPlane(tmp_path / "http")
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def device(unique: str) -> str:
+    return f"pi-{unique}"
+
+
+def start(processes: Processes, pi: Machine, settings: dict[str, str]) -> Process:
+    agent = processes.start("agent", ["edge-agent"], pi.environment() | settings, pi.sluice())
+    agent.wait_ready(120)
+    return agent
+
+
+def provisioned(made: MadeBundle, data: Path) -> Path:
+    """The agent's data folder with the bundle put into it by hand."""
+    shutil.copytree(made.folder, data / "bundles" / made.digest)
+    return data
+
+
+def spoiled(made: MadeBundle, folder: Path) -> str:
+    """The bundle with other golden outputs, rightly signed, under `folder`; returns its digest."""
+    manifest = bundles.open_bundle(made.folder).manifest
+    first, *others = manifest.segments
+    with np.load(io.BytesIO(bundles.read_blob(made.folder / bundles.BLOBS, first.golden))) as arrays:
+        samples = {name: arrays[name] for name in arrays.files}
+    assert first.exit is not None
+    samples[f"out.{first.exit.logits}"] = samples[f"out.{first.exit.logits}"] + np.float32(0.5)
+    packed = io.BytesIO()
+    np.savez(packed, **samples)
+    source = folder / "spoiled"
+    shutil.copytree(made.folder, source)
+    golden = bundles.write_blob(source / bundles.BLOBS, packed.getvalue())
+    changed = manifest.model_copy(update={"segments": (first.model_copy(update={"golden": golden}), *others)})
+    (point,) = manifest.operating_points
+    return write(source, folder, changed, point, made.key)
+
+
+def test_a_reading_becomes_an_answer_there_or_from_above(
+    pi: Machine, floats: MadeBundle, device: str, processes: Processes, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """Offloads go up and come back as answers, what is receipted leaves the outbox, SIGTERM ends it in good order."""
+    data = provisioned(floats, tmp_path / "data")
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(floats.desired(device))
+        agent = start(processes, pi, agent_settings(floats, device, data, mosquitto, EDGE_ANSWER_TIMEOUT_S="600"))
+        until(lambda: above.reported and above.reported[-1].bundle == floats.digest)
+        assert above.reported[-1].profile["machine"] == "aarch64"
+        for i, sample in enumerate(floats.samples):
+            user.measure(sample, f"r{i}")
+        until(lambda: len(user.finals()) == len(floats.samples))
+        until(lambda: len(above.came) == len(floats.samples))
+        assert {i for i in range(len(floats.samples)) if user.finals()[f"r{i}"].tier == "edge"} == set(floats.easy)
+        assert {o.source_id for o in above.came if isinstance(o, Offload)} == {f"r{i}" for i in floats.hard}
+        assert user.provisionals() == {} and len(user.heard) == len(floats.samples)
+        assert agent.stop() == 0
+        assert "stopped" in agent.tail(1), "it was ended as it stood"
+        came = len(above.came)
+        agent.start()
+        agent.wait_ready(120)
+        user.measure(floats.samples[floats.easy[0]], "after")
+        until(lambda: "after" in user.finals() and len(above.came) > came)
+        assert [o.source_id for o in above.came[came:]] == ["after"], "everything else was receipted"
+
+
+def test_an_update_is_fetched_and_proven_and_a_bad_one_is_refused(
+    pi: Machine,
+    floats: MadeBundle,
+    integers: MadeBundle,
+    device: str,
+    processes: Processes,
+    mosquitto: Mosquitto,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+) -> None:
+    """float32, then int8 over HTTP; one that fails its golden samples changes nothing; and back without a download."""
+    bad = spoiled(integers, tmp_path / "made")
+    for folder in (floats.folder, integers.folder, tmp_path / "made" / bad):
+        control_plane.offer(folder)
+    settings = agent_settings(floats, device, tmp_path / "data", mosquitto, EDGE_CLOUD_URL=control_plane.url)
+    settings["EDGE_PUBLIC_KEYS"] = json.dumps([floats.public_key, integers.public_key])
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+
+        def answered_by(made: MadeBundle, source_id: str) -> None:
+            user.measure(made.samples[made.easy[0]], source_id)
+            until(lambda: source_id in user.finals())
+            assert (user.finals()[source_id].bundle, user.finals()[source_id].tier) == (made.digest, "edge")
+
+        above.desire(floats.desired(device, 1))
+        agent = start(processes, pi, settings)
+        until(lambda: above.reported and above.reported[-1].bundle == floats.digest)
+        answered_by(floats, "first")
+        above.desire(integers.desired(device, 2))
+        until(lambda: above.reported[-1].bundle == integers.digest)
+        answered_by(integers, "updated")
+        above.desire(integers.desired(device, 3, bad))
+        until(lambda: above.reported[-1].revision == 3)
+        assert "fails its golden samples" in str(above.reported[-1].last_error)
+        assert above.reported[-1].bundle == integers.digest
+        answered_by(integers, "still")
+        asked = len(control_plane.asked)
+        above.desire(floats.desired(device, 4))
+        until(lambda: above.reported[-1].bundle == floats.digest)
+        answered_by(floats, "back")
+        assert not [path for path in control_plane.asked[asked:] if "/blobs/" in path], "it had them still"
+        assert above.reported[-1].last_error is None
+        assert agent.stop() == 0
+
+
+def test_killed_in_the_middle_it_takes_up_where_it_was(
+    pi: Machine, integers: MadeBundle, device: str, processes: Processes, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """The same bundle, the same epoch, every reading answered once and brought up."""
+    data = provisioned(integers, tmp_path / "data")
+    ids = {f"r{i}" for i in range(len(integers.samples))}
+    broker = broker_of(mosquitto)
+    with User(broker, device) as user, Above(broker, device, receipts=False, answers=False) as above:
+        above.desire(integers.desired(device))
+        settings = agent_settings(integers, device, data, mosquitto, EDGE_RECEIPT_TIMEOUT_S="1")
+        agent = start(processes, pi, settings)
+        until(lambda: above.reported and above.reported[-1].bundle == integers.digest)
+        for i, sample in enumerate(integers.samples):
+            user.measure(sample, f"r{i}")
+        until(lambda: len(user.finals()) >= 5)
+        agent.kill()
+        above.receipts = above.answers = True
+        agent.start()
+        until(lambda: user.finals().keys() == ids and {o.source_id for o in above.came} == ids)
+        told = {(p.epoch, p.seq): p.source_id for p in user.heard if isinstance(p, Prediction)}
+        assert len({epoch for epoch, _ in told}) == 1 and len(told) == len(set(told.values())) == len(ids)
+        agent.wait_ready(120)
+        assert agent.stop() == 0
