@@ -1,5 +1,6 @@
-"""The door to Kafka (confluent_kafka): records in and out, transactions, watermarks. Topics: `kafka_topics.py`.
+"""The door to Kafka (confluent_kafka): records in and out, watermarks.
 
+Next to it `kafka_transactions.py` and `kafka_topics.py`.
 Temporary trouble becomes `TemporaryError`; a Kafka that is away is one log line, librdkafka keeps trying by itself.
 Keys are partitioned by murmur2, as every other Kafka client does.
 """
@@ -88,10 +89,6 @@ class Record:
 Delivered = Callable[[Exception | None], None]
 
 
-class TransactionFailedError(Exception):
-    """The transaction cannot be committed any more: `abort` it, and do everything in it again."""
-
-
 class KafkaWriter:
     """An idempotent producer, acks=all. Not for several threads at once but for `poll` in the owner's loop.
 
@@ -153,14 +150,16 @@ class KafkaWriter:
         except BufferError as error:
             raise TemporaryError(f"{self.name}: too many records wait for Kafka", 0.05) from error
         except ck.KafkaException as error:
-            if error.args[0].code() == ck.KafkaError._FATAL:
-                raise RuntimeError(f"{self.name}: Kafka: {error.args[0].str()}") from error
-            if error.args[0].txn_requires_abort() or error.args[0].code() == ck.KafkaError._STATE:
-                raise TransactionFailedError(error.args[0].str()) from error
-            reason = failure(error.args[0], topic)
+            reason = self._refusal(error.args[0], topic)
             if on_delivery is None or not isinstance(reason, PermanentError):
                 raise reason from error
             on_delivery(reason)
+
+    def _refusal(self, error: ck.KafkaError, topic: str) -> Exception:
+        """What it means that the client would not even take a record."""
+        if error.code() == ck.KafkaError._FATAL:
+            return RuntimeError(f"{self.name}: Kafka: {error.str()}")
+        return failure(error, topic)
 
     def poll(self, timeout_s: float = 0.0) -> None:
         """Run delivery callbacks, waiting up to `timeout_s` for the first."""
@@ -186,76 +185,6 @@ class KafkaWriter:
         if left:
             self._producer.purge()
             raise TemporaryError(f"Kafka confirmed not all records for {topic} within {timeout_s:g} s")
-
-
-class KafkaTransactions(KafkaWriter):
-    """A transactional producer: what is written between `begin` and `commit`, and the offsets of a reader, count
-    together or not at all.
-
-    `transactional_id` is no other process's; one that stays the same over restarts ends at once what was left open,
-    else it ends after `timeout_s`, and until then nobody who reads committed records sees what came after. Each of
-    `init`, `commit` and `abort` raises `TemporaryError` when Kafka is away and is then to be called again, before any
-    other. Two processes of one id: the older one gets a `RuntimeError`.
-    """
-
-    def __init__(self, name: str, cluster: KafkaCluster, transactional_id: str, timeout_s: float) -> None:
-        milliseconds = int(1000 * timeout_s)
-        options = {
-            "transactional.id": transactional_id,
-            "transaction.timeout.ms": milliseconds,
-            "delivery.timeout.ms": milliseconds,
-            "topic.metadata.propagation.max.ms": min(milliseconds // 4, 2000),  # until a topic is taken for missing
-            "retry.backoff.ms": 1,  # the transaction before may not be over for the broker yet
-            **cluster.options,
-        }
-        super().__init__(name, cluster, linger_ms=0, options=options)
-        self._timeout_s = min(timeout_s, 5.0)
-        self._offsets_sent = False
-        self._ending: tuple[list[ck.TopicPartition], object] | None = None
-        """Offsets and group of a commit that was begun."""
-
-    def init(self) -> None:
-        """Once, before the first `begin`."""
-        self._do(self._producer.init_transactions, self._timeout_s)
-
-    def begin(self) -> None:
-        """From here on records belong to a transaction."""
-        self._do(self._producer.begin_transaction)
-
-    def commit(self, offsets: Mapping[TopicPartition, int], reader: KafkaReader) -> None:
-        """End it with the next offsets of `reader`'s group; `TransactionFailedError`: nothing of it counts.
-
-        Called again after a `TemporaryError` it ends what it began to end, whatever the arguments.
-        """
-        if self._ending is None:
-            self._ending = [ck.TopicPartition(t, p, o) for (t, p), o in offsets.items()], reader.group()
-            self._offsets_sent = not offsets
-        try:
-            if not self._offsets_sent:
-                self._do(self._producer.send_offsets_to_transaction, *self._ending, self._timeout_s)
-                self._offsets_sent = True
-            self._do(self._producer.commit_transaction, self._timeout_s)
-        except TransactionFailedError:
-            self._ending = None
-            raise
-        self._ending = None
-
-    def abort(self) -> None:
-        """Nothing of it counts. Not after a `commit` that is still to be called again."""
-        self._do(self._producer.abort_transaction, self._timeout_s)
-
-    def _do(self, call: Callable[..., object], *arguments: object) -> None:
-        try:
-            call(*arguments)
-        except ck.KafkaException as error:
-            reason = error.args[0]
-            if reason.fatal():
-                raise RuntimeError(f"{self.name}: Kafka: {reason.str()}") from error
-            if reason.txn_requires_abort():
-                raise TransactionFailedError(reason.str()) from error
-            if reason.retriable() or reason.code() == ck.KafkaError._TIMED_OUT:
-                raise TemporaryError(f"{self.name}: transaction: {reason.str()}") from error
-            raise RuntimeError(f"{self.name}: transaction: {reason.str()}") from error
 
 
 class KafkaReader:

@@ -18,15 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sluice.doors.kafka import (
-    KafkaReader,
-    KafkaTransactions,
-    KafkaWriter,
-    Record,
-    TopicPartition,
-    TransactionFailedError,
-    dead_letter_headers,
-)
+from sluice.doors.kafka import KafkaReader, KafkaWriter, Record, TopicPartition, dead_letter_headers
+from sluice.doors.kafka_transactions import KafkaTransactions, TransactionFailedError
 from sluice.stage.settings import StageSettings
 from sluice.wire import messages, metrics, names
 from sluice.wire.errors import PermanentError, TemporaryError
