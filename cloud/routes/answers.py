@@ -13,7 +13,7 @@ from sluice.wire.messages import Prediction
 
 router = APIRouter(tags=["devices"])
 
-_FIELDS = [predictions.c[name] for name in Prediction.__slots__]
+_FIELDS = [predictions.c[name] for name in Prediction.__slots__ if name != "audit"]  # audits stand elsewhere
 
 
 @router.post("/devices/{device_id}/answers", dependencies=[Depends(the_device)])
