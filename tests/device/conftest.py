@@ -7,7 +7,7 @@ import pytest
 
 from sluice.dev.processes import Processes
 from tests import installing
-from tests.device.machine import RASPBERRY_PI_4, Machine, machine
+from tests.device.machine import RASPBERRY_PI_4, Machine, litert, machine
 from tests.integration.edge_support import MadeBundle, make_bundle
 
 TOLD = pytest.StashKey[list[str]]()
@@ -22,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pi(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """A Raspberry Pi 4."""
-    return machine(RASPBERRY_PI_4, wheel, tmp_path_factory.mktemp("pi"))
+    return machine(RASPBERRY_PI_4, litert(), wheel, tmp_path_factory.mktemp("pi"))
 
 
 @pytest.fixture(scope="session")

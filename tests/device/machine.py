@@ -5,8 +5,8 @@ signals, so the agent talks to a native Mosquitto, and kill -9 is what it is. Ne
 are needed; without binfmt a program that is emulated cannot start another one.
 
 A root is made once into the cache (`tests/fetching.py`), named by a digest of the pins and of this file: Debian's
-Python, and the packages of the extra `edge` as the wheels that a device gets, at the versions of `constraints.txt`. The
-project's own code changes, so it is laid beside the root anew each time (`Machine.site`).
+Python, and the packages that a device gets as the wheels that it gets, at the pinned versions. The project's own code
+changes, so it is laid beside the root anew each time (`Machine.site`).
 """
 
 import hashlib
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +41,8 @@ class Kind:
     cpu: str
     cpuinfo: str
     packages: tuple[str, ...] = ("python3.11", "libstdc++6", "libgomp1", "libatomic1")
+    no_wheels: tuple[str, ...] = ()
+    """Of tflite-runtime's environment; Debian's are among `packages` where the segments need them."""
 
 
 RASPBERRY_PI_4 = Kind(
@@ -51,6 +52,17 @@ RASPBERRY_PI_4 = Kind(
     cpu="cortex-a72",
     cpuinfo="Features\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
     "CPU variant\t: 0x0\nCPU part\t: 0xd08\nCPU revision\t: 3\n",
+)
+
+RASPBERRY_PI_2 = Kind(
+    machine="armv7l",
+    architecture="armhf",
+    emulator="qemu-arm",
+    cpu="cortex-a7",
+    cpuinfo="Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae\n"
+    "CPU implementer\t: 0x41\nCPU architecture: 7\nCPU variant\t: 0x0\nCPU part\t: 0xc07\nCPU revision\t: 5\n",
+    packages=("python3.11", "libstdc++6", "libgomp1", "libatomic1", "python3-numpy", "python3-cffi-backend"),
+    no_wheels=("numpy", "cffi", "fastavro", "zstandard"),
 )
 
 
@@ -97,11 +109,26 @@ class Machine:
         )
 
 
-def machine(kind: Kind, wheel: Path, folder: Path) -> Machine:
-    """A device of that kind with the project's `wheel` on it, laid into `folder`. Raises `Unavailable`."""
+def machine(kind: Kind, runtime: list[str], wheel: Path, folder: Path) -> Machine:
+    """A device of that kind with the packages of `runtime` and the project's `wheel`, laid into `folder`.
+
+    Raises `Unavailable`.
+    """
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(folder / "site")
-    return Machine(kind, root(kind, requirements("edge")), qemu(kind), folder / "site")
+    return Machine(kind, root(kind, runtime), qemu(kind), folder / "site")
+
+
+def litert() -> list[str]:
+    """What pip installs on a 64-bit device: the extra `edge`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return ["--constraint", "constraints.txt", *project["dependencies"], *project["optional-dependencies"]["edge"]]
+
+
+def tflite_runtime(kind: Kind) -> list[str]:
+    """What pip installs where `tflite-runtime` runs the segments, without what has no wheels for that kind."""
+    pins = (ROOT / "constraints-tflite-runtime.txt").read_text().split()
+    return ["--no-deps", *(pin for pin in pins if pin.partition("==")[0] not in kind.no_wheels)]
 
 
 def qemu(kind: Kind) -> Software:
@@ -113,15 +140,13 @@ def qemu(kind: Kind) -> Software:
     return Software((program.parent,), folder)
 
 
-def root(kind: Kind, wanted: list[str], constraints: str = "constraints.txt") -> Path:
-    """The root with the packages `wanted`, at the versions of the file `constraints`."""
-    pins = (ROOT / constraints).read_bytes()
-    recipe = "\n".join([repr(kind), *wanted]).encode() + pins + Path(__file__).read_bytes()
+def root(kind: Kind, install: list[str]) -> Path:
+    """The root with what pip makes of the arguments `install`."""
+    recipe = "\n".join([repr(kind), *install]).encode() + Path(__file__).read_bytes()
+    if "constraints.txt" in install:
+        recipe += (ROOT / "constraints.txt").read_bytes()
     name = f"{kind.machine}-{this_system()}-{hashlib.sha256(recipe).hexdigest()[:12]}"
-    return cached(name, _maker(kind, wanted, constraints))
 
-
-def _maker(kind: Kind, wanted: list[str], constraints: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         debian(list(kind.packages), folder, HINT, kind.architecture)
         site = folder / "opt/site"
@@ -130,21 +155,18 @@ def _maker(kind: Kind, wanted: list[str], constraints: str) -> Callable[[Path], 
             *("install", "--target", str(site), "--only-binary=:all:", "--no-compile"),
             *("--implementation", "cp", "--python-version", "3.11"),
             *(option for name in MANYLINUX for option in ("--platform", f"{name}_{kind.machine}")),
-            *("--constraint", str(ROOT / constraints), *wanted),
-            cwd=folder,
+            *install,
+            cwd=ROOT,
         )
+        for library in folder.glob("usr/lib/*/*/lib*.so.3"):  # alternatives, which an installation would link
+            if library.parent.name in ("blas", "lapack"):
+                (library.parents[1] / library.name).symlink_to(library.relative_to(library.parents[1]))
         (folder / "proc").mkdir()
         cores = "\n".join(f"processor\t: {core}\n{kind.cpuinfo}" for core in range(CORES))
         (folder / "proc/cpuinfo").write_text(cores)
         if sys.version_info[:2] == (3, 11):  # else its Python compiles what it imports, which takes longer
-            compiled = [str(folder / "usr/lib/python3.11"), str(site)]
+            compiled = [str(folder / "usr/lib/python3.11"), str(folder / "usr/lib/python3"), str(site)]
             command = [sys.executable, "-m", "compileall", "-q", "-s", str(folder), "-p", "/", *compiled]
             subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # some tests in there are no valid Python
 
-    return make
-
-
-def requirements(extra: str) -> list[str]:
-    """What a device installs: the project's dependencies and those of the extra."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [*project["dependencies"], *project["optional-dependencies"][extra]]
+    return cached(name, make)

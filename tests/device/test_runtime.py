@@ -10,7 +10,7 @@ from tests.integration.edge_support import MadeBundle
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(900)]
 
-PROVE = Path(__file__).with_name("prove.py")
+PROVE = Path(__file__).parents[1] / "prove.py"
 IMPORTS = """
 import importlib, json, pkgutil, platform, sys
 import edge_agent
@@ -49,7 +49,7 @@ def test_golden_samples_of_this_machine_pass_there_with_xnnpack(
     assert done.returncode == 0, done.stderr
     assert "Created TensorFlow Lite XNNPACK delegate" in done.stderr
     told = json.loads(done.stdout)
-    assert told["cpu"] == "aarch64" and told["profile"]["runtime"].startswith("ai-edge-litert ")
+    assert told["profile"]["machine"] == "aarch64" and told["profile"]["runtime"].startswith("ai-edge-litert ")
     for name, bundle in zip(("float32", "int8"), told["bundles"], strict=True):
         assert len(bundle) == 2
         for index, segment in enumerate(bundle):

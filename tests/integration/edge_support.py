@@ -97,7 +97,7 @@ def write(source: Path, folder: Path, manifest: Manifest, point: Any, key: Ed255
     return target.name
 
 
-def make_bundle(folder: Path, quantize: Literal["float32", "int8"] = "float32") -> MadeBundle:
+def make_bundle(folder: Path, quantize: Literal["float32", "int8"] = "float32", source: str = MODEL) -> MadeBundle:
     """Partition a small, untrained model (TensorFlow) and set the threshold of its first exit in the middle."""
     from partitioner.anatomy.models import from_source
     from partitioner.partition import Source, partition
@@ -106,7 +106,7 @@ def make_bundle(folder: Path, quantize: Literal["float32", "int8"] = "float32") 
     random = np.random.default_rng(1)
     x = random.integers(0, 256, (60, 6, 6, 1)).astype(np.uint8)
     settings = PartitionSettings(placement=("edge", "cloud"), codec="int8-zstd", quantize=quantize)
-    partition(from_source(MODEL), {"x": x}, folder / "raw", Source("columns", 1, ["a", "b", "c"]), settings)
+    partition(from_source(source), {"x": x}, folder / "raw", Source("columns", 1, ["a", "b", "c"]), settings)
     manifest = bundles.open_bundle(folder / "raw").manifest
     (first,) = load_segments(folder / "raw", manifest, range(1))
     assert manifest.segments[0].exit is not None

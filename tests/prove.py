@@ -1,4 +1,4 @@
-"""Runs on the emulated device: `python prove.py BUNDLE…` tells in JSON what is there and how its segments fare.
+"""Runs in other environments: `python prove.py BUNDLE…` tells in JSON what runs there and how the segments fare.
 
 All segments of each bundle are loaded and proven as the agent does it (`load_segments`, which raises where a golden
 sample is off by more than its tolerance); then how far off they are is told, one sample at a time and all at once.
@@ -6,7 +6,6 @@ sample is off by more than its tolerance); then how far off they are is told, on
 
 import io
 import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,4 +65,4 @@ def prove(folder: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     proven = [prove(Path(folder)) for folder in sys.argv[1:]]
-    print(json.dumps({"profile": segments.profile(), "cpu": platform.machine(), "bundles": proven}))
+    print(json.dumps({"profile": segments.profile(), "bundles": proven}))
