@@ -103,7 +103,7 @@ def _kind(annotation: Any, field: FieldInfo) -> str:
     if origin is Literal:
         return " or ".join(f"`{one}`" for one in inner)
     if origin is list:
-        return "list of text" + _length(field)
+        return f"list of {PLAIN.get(inner[0], 'text')}s".replace("texts", "text") + _length(field)
     if origin is dict:
         return "table of text"
     if any(getattr(rule, "pattern", None) for rule in field.metadata):

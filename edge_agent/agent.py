@@ -15,17 +15,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from numpy.typing import NDArray
-
 from edge_agent.asking import Asked, Asker
 from edge_agent.audit import audits
+from edge_agent.intake import Complete, Intake
 from edge_agent.mailbox import Mailbox
 from edge_agent.outbox import Outbox
-from edge_agent.sensor import read
 from edge_agent.settings import EdgeSettings
 from edge_agent.store import Store
 from edge_agent.updates import Measured, Prepared, Updater, keep_only, prepare_local
-from edge_agent.window import Window, as_input
 from sluice.daemon.life import READY
 from sluice.daemon.watchdog import Watchdog
 from sluice.doors.mqtt import Incoming, MqttDoor
@@ -67,12 +64,13 @@ class Agent:
         device, topics = settings.device_id, MqttTopics(settings.topic_prefix)
         self.topics = topics
         self.store = Store(settings.data)
+        self.intake = Intake(settings, self.store)
         self.mail = Mailbox(settings.readings_most)
         self.sensor = MqttDoor(
             "sensor",
             settings.sensor_broker,
             f"{device}-sensor",
-            subscriptions=[(settings.sensor.topic or topics.of(device, "sensor/+"), 1)],
+            subscriptions=[(wanted, 1) for wanted in self.intake.subscriptions],
             on_message=self.mail.put_reading,
             on_published=self.mail.put_published,
         )
@@ -86,7 +84,6 @@ class Agent:
             will=(topics.of(device, "status"), self._status("offline")),
         )
         self.outbox = Outbox(settings, self.store, self.sensor, self.uplink)
-        self.window = Window(settings.sensor.window, settings.sensor.hop, self.store.journal())
         self.updater = Updater(settings, self.mail.put)
         self.asker = Asker(settings, self.store.epoch, self.mail.put)
         self.desired: Desired | None = None
@@ -100,7 +97,7 @@ class Agent:
         self._letters: list[DeadLetter] = []
         self._report_due = False
         self._next_report = 0.0
-        self._told_counters = self.outbox.counters.copy()
+        self._told_counters = self._counters()
         self._tidied = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -136,17 +133,17 @@ class Agent:
 
     def _infer(self, stage: Stage, readings: list[Incoming]) -> None:
         """From readings to outcomes, in the outbox."""
-        works = []
+        inputs = {stage.manifest.model: stage.manifest.inputs}
+        works: list[Work] = []
         for incoming in readings:
             self._to_ack.append(incoming)
             try:
-                work = self._sample(stage, incoming)
+                made = self.intake.take(incoming, inputs)
             except PermanentError as error:
                 metrics.EDGE_BAD_READINGS.inc()
                 self._refuse(str(error), incoming)
                 continue
-            if work is not None:
-                works.append(work)
+            works += [Work(self._offload(stage, one), one.tensors) for one in made]
         if not works:
             return
         assert self.desired is not None
@@ -158,31 +155,7 @@ class Agent:
         else:
             self.outbox.add(self._raw(stage, work) for work in works)
 
-    def _sample(self, stage: Stage, incoming: Incoming) -> Work | None:
-        """The sample that a reading completes, or None: a repeat, or a window that is not full yet."""
-        values, source_id = read(incoming.payload, self.settings.sensor)
-        spec = stage.manifest.inputs[0]
-        if values.size * self.window.count != spec.size:
-            raise PermanentError(
-                f"reading has {values.size} values; {self.window.count} such make no input of {spec.size}"
-            )
-        metrics.EDGE_READINGS.inc()
-        if source_id is not None and not self.store.first_seen(source_id):
-            metrics.EDGE_REPEATS.inc()
-            self.outbox.counters["readings_repeated"] += 1
-            return None
-        if self.window.count == 1 and self.window.hop == 1:
-            whole: NDArray[Any] | None = values
-        else:
-            self.store.push_reading(values)
-            whole, gone = self.window.push(values)
-            self.store.drop_readings(gone)
-        if whole is None:
-            return None
-        tensor = as_input(whole, spec)
-        return Work(self._offload(stage, source_id), {spec.name: tensor})
-
-    def _offload(self, stage: Stage, source_id: str | None) -> Offload:
+    def _offload(self, stage: Stage, complete: Complete) -> Offload:
         """A new sample at the beginning of its way."""
         assert self.desired is not None
         point = stage.manifest.operating_point(self.desired.operating_point)
@@ -190,7 +163,7 @@ class Agent:
             device_id=self.settings.device_id,
             epoch=self.store.epoch,
             seq=self.store.new_seq(),
-            source_id=source_id,
+            source_id=complete.source_id,
             model=stage.manifest.model,
             bundle=stage.digest,
             operating_point=point.id,
@@ -337,11 +310,11 @@ class Agent:
                 self.uplink.publish(self.topics.of(device, LETTER_KIND), letter.model_dump_json().encode())
             self._letters.clear()
             now = time.monotonic()
-            if now >= self._next_report and self.outbox.counters != self._told_counters:
+            if now >= self._next_report and self._counters() != self._told_counters:
                 self._report_due = True
             if self._report_due:
                 self._report_due = False
-                self._told_counters = self.outbox.counters.copy()
+                self._told_counters = self._counters()
                 self._next_report = now + self.settings.report_interval_s
                 self.uplink.publish(
                     self.topics.of(device, "reported"),
@@ -353,6 +326,9 @@ class Agent:
         if self._tidied >= 1000:
             self._tidied = 0
             self.store.forget_seen(self.settings.source_ids_kept)
+
+    def _counters(self) -> dict[str, int]:
+        return {**self.outbox.counters, **self.intake.counters}
 
     def _reported(self) -> Reported:
         desired = self.desired
@@ -367,7 +343,7 @@ class Agent:
             agent_version=VERSION,
             profile=profile(),
             measured=self.measured,
-            counters=dict(self.outbox.counters),
+            counters=self._counters(),
         )
 
     def _status(self, status: Any) -> bytes:

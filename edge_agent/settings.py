@@ -5,36 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edge_agent.sensing import Input, Sensor, check_sensing
 from sluice.daemon.settings import RoomSettings, SettingsConfigDict
 from sluice.doors.mqtt import MqttBroker
+from sluice.wire.errors import PermanentError
 from sluice.wire.messages import MAX_MESSAGE_BYTES
-from sluice.wire.names import Name
+from sluice.wire.names import MqttTopics, Name
 from sluice.wire.signing import PublicKey
 
-
-class Sensor(BaseModel):
-    """How readings arrive and become the model's input."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    topic: str | None = None
-    """MQTT topic filter of the readings; unset: `<prefix>/<device>/sensor/+`."""
-    format: Literal["json", "csv", "raw"] = "json"
-    """Format of a reading; see `edge_agent/sensor.py`."""
-    values_path: str = "values"
-    """json: dotted path to the number or list of numbers."""
-    source_id_path: str = "id"
-    """json: dotted path to the user's own id of the reading; a reading without one is taken as new."""
-    dtype: Literal["uint8", "int8", "int16", "int32", "float32", "float64"] = "float32"
-    """raw: type of the little-endian numbers."""
-    window: int = Field(default=1, ge=1)
-    """Readings that make one input."""
-    hop: int = Field(default=0, ge=0)
-    """Readings between the beginnings of two windows; 0: as many as a window has."""
-    limit_bytes: int = Field(default=1_000_000, ge=1)
-    """Largest payload that is read; a larger one is a dead letter."""
+ANY = "any"
+"""Name of the sensor that was given none."""
 
 
 class PredictionsUp(BaseModel):
@@ -69,7 +51,13 @@ class EdgeSettings(RoomSettings):
     topic_prefix: str = "sluice"
     """First level of all MQTT topics."""
     sensor: Sensor = Sensor()
-    """How readings arrive (`EDGE_SENSOR__FORMAT`, …)."""
+    """How readings arrive (`EDGE_SENSOR__FORMAT`, …), where there are no `sensors`."""
+    sensors: dict[Name, Sensor] = Field(default={})
+    """Several sensors by their names, in place of `sensor`: a table with the same settings each."""
+    input: Input = Input()
+    """How readings become the input of a model (`EDGE_INPUT__WINDOW`, …)."""
+    inputs: dict[Name, Input] = Field(default={})
+    """The same for single models, by their names."""
     cloud_url: str = "http://127.0.0.1:8080"
     """The control plane, which bundles are fetched from."""
     token: str | None = None
@@ -84,6 +72,8 @@ class EdgeSettings(RoomSettings):
     """Largest number of waiting inputs that are run at once."""
     readings_most: int = Field(default=1000, ge=1)
     """Readings held in memory; when they are that many, the sensor broker has to wait."""
+    journal_bytes: int = Field(default=16_000_000, ge=1)
+    """Largest size of the readings that wait for their windows, of a sensor; beyond it these windows are dropped."""
     source_ids_kept: int = Field(default=10_000, ge=0)
     """Most recent source ids that are remembered to drop repeats."""
     sample_ttl_s: float = Field(default=60.0, gt=0)
@@ -115,6 +105,36 @@ class EdgeSettings(RoomSettings):
     def predictions_of(self, model: str) -> PredictionsUp:
         """How the predictions of `model` go up."""
         return self.predictions_by_model.get(model, self.predictions)
+
+    @property
+    def sensors_by_name(self) -> dict[str, Sensor]:
+        """All sensors; the one that needs no name is called `ANY`."""
+        return dict(self.sensors) or {ANY: self.sensor}
+
+    def topic_of(self, name: str) -> str:
+        """The topic filter of a sensor."""
+        own = self.sensors_by_name[name].topic
+        return own or MqttTopics(self.topic_prefix).of(self.device_id, f"sensor/{'+' if name == ANY else name}")
+
+    def input_of(self, model: str) -> Input:
+        """What feeds `model`; `PermanentError` if the settings do not say it."""
+        own = self.inputs.get(model)
+        if own is None and len(self.sensors) > 1 and "input" not in self.model_fields_set:
+            raise PermanentError(f"nothing feeds model {model!r}: settings have several sensors and no inputs.{model}")
+        return own or self.input
+
+    @model_validator(mode="after")
+    def _sensing_agrees(self) -> EdgeSettings:
+        if self.sensors and "sensor" in self.model_fields_set:
+            raise ValueError("sensor and sensors: use one of them")
+        if len(self.sensors) > 1 and not self.inputs and "input" not in self.model_fields_set:
+            raise ValueError("sensors: there are several, and neither input nor inputs says how they feed a model")
+        inputs = {f"inputs.{model}": one for model, one in self.inputs.items()}
+        if "input" in self.model_fields_set:
+            inputs["input"] = self.input
+        topics = {name: self.topic_of(name) for name in self.sensors_by_name}
+        check_sensing(self.sensors_by_name, topics, inputs, MqttTopics(self.topic_prefix).of(self.device_id, "answer"))
+        return self
 
     @property
     def uplink(self) -> MqttBroker:

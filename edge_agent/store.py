@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,9 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WI
 CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload BLOB NOT NULL, receipted INTEGER NOT NULL DEFAULT 0,
     told INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS journal (position INTEGER PRIMARY KEY AUTOINCREMENT, reading BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS readings (
+    sensor TEXT NOT NULL, number INTEGER NOT NULL, at_ns INTEGER NOT NULL, dtype TEXT NOT NULL, reading BLOB NOT NULL,
+    PRIMARY KEY (sensor, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seen (position INTEGER PRIMARY KEY AUTOINCREMENT, source_id TEXT NOT NULL UNIQUE);
 """
 
@@ -64,6 +66,8 @@ class Store:
         self.epoch = epoch.hex()
         self.next_seq = int(self.fact("next_seq") or b"0")
         self.dirty = False
+        self.before_commit: Callable[[], None] = lambda: None
+        """Called at the beginning of each commit: what is written at most once a transaction is written there."""
         self.commits = 0
         """Transactions made durable so far: what must wait for the next one remembers this number."""
         self.commit()
@@ -74,6 +78,7 @@ class Store:
 
     def commit(self) -> None:
         """Make everything since the last commit durable; returns when it is."""
+        self.before_commit()
         if self.dirty:
             self.set_fact("next_seq", str(self.next_seq).encode())
         self._db.execute("COMMIT")
@@ -132,22 +137,22 @@ class Store:
         for seq, kind, payload, receipted, told in found:
             yield Row(seq, kind, payload, bool(receipted), bool(told))
 
-    def push_reading(self, values: Values) -> None:
-        """Append a reading to the window journal."""
+    def push_reading(self, sensor: str, number: int, at_ns: int, values: Values) -> None:
+        """Append reading `number` of a sensor to the window journal."""
         self.dirty = True
-        self._db.execute("INSERT INTO journal (reading) VALUES (?)", (values.astype("<f8").tobytes(),))
-
-    def drop_readings(self, count: int) -> None:
-        """Remove the oldest `count` readings of the journal."""
         self._db.execute(
-            "DELETE FROM journal WHERE position IN (SELECT position FROM journal ORDER BY position LIMIT ?)",
-            (count,),
+            "INSERT INTO readings VALUES (?, ?, ?, ?, ?)", (sensor, number, at_ns, values.dtype.str, values.tobytes())
         )
 
-    def journal(self) -> list[Values]:
-        """The readings of the journal, oldest first, as float64."""
-        rows = self._db.execute("SELECT reading FROM journal ORDER BY position").fetchall()
-        return [np.frombuffer(row[0], dtype="<f8") for row in rows]
+    def drop_readings(self, sensor: str, before: int) -> None:
+        """Remove the readings of a sensor that come before number `before` from the journal."""
+        self.dirty = True
+        self._db.execute("DELETE FROM readings WHERE sensor = ? AND number < ?", (sensor, before))
+
+    def readings(self) -> list[tuple[str, int, int, Values]]:
+        """The journal: (sensor, number, time in ns, values) in the order of sensors and numbers."""
+        rows = self._db.execute("SELECT * FROM readings ORDER BY sensor, number").fetchall()
+        return [(sensor, number, at, np.frombuffer(blob, dtype)) for sensor, number, at, dtype, blob in rows]
 
     def first_seen(self, source_id: str) -> bool:
         """Remember a source id; False if it was known, that is, the reading is a repeat."""

@@ -13,8 +13,9 @@ import random
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -57,7 +58,8 @@ class MqttBroker(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A message as it arrived; `generation` counts connections, so that none acknowledges another's."""
+    """A message as it arrived; `generation` counts connections, so that none acknowledges another's. `arrived_ns` is
+    monotonic."""
 
     topic: str
     payload: bytes
@@ -65,6 +67,7 @@ class Incoming:
     retained: bool
     mid: int
     generation: int
+    arrived_ns: int = field(default_factory=time.monotonic_ns, compare=False)
 
 
 def _send_at_once(_client: paho.Client, _userdata: object, sock: object) -> None:

@@ -22,7 +22,7 @@ from sluice.wire.errors import PermanentError, UnknownSchemaError
 
 MARKER = b"\xc3\x01"
 HEADER_SIZE = 10
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     EOFError,
     IndexError,
     KeyError,
@@ -34,6 +34,7 @@ _DECODE_ERRORS = (
     ValueError,
     struct.error,
 )
+"""What fastavro raises for bytes that are no record of their schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def decode_all(payload: bytes, limit: int) -> list[tuple[str, dict[str, Any]]]:
             raise UnknownSchemaError(f"schema fingerprint {header[2:].hex()} is not known to this version")
         try:
             record = fastavro.schemaless_reader(stream, schema.parsed, newest(schema.message).parsed)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise PermanentError(f"broken {schema.message} record: {type(error).__name__} {error}") from error
         if not isinstance(record, dict):
             raise PermanentError(f"{schema.message} record is not a record")

@@ -14,6 +14,9 @@ DOOR_DOWN = Counter("sluice_door_down_total", "Times that a broker went away", [
 EDGE_READINGS = Counter("sluice_edge_readings_total", "Readings taken in")
 EDGE_REPEATS = Counter("sluice_edge_readings_repeated_total", "Readings dropped as repeats of their source_id")
 EDGE_BAD_READINGS = Counter("sluice_edge_readings_bad_total", "Readings that could not be read")
+EDGE_INTAKE_DROPPED = Counter(
+    "sluice_edge_intake_dropped_total", "Readings and windows that were dropped, counted and not refused", ["what"]
+)
 EDGE_OUTCOMES = Counter("sluice_edge_outcomes_total", "Outcomes put into the outbox", ["kind"])
 EDGE_ANSWERS = Counter("sluice_edge_answers_total", "Answers published on the sensor broker", ["tier", "status"])
 EDGE_ANSWER_REPEATS = Counter("sluice_edge_answers_repeated_total", "Answers from above that were not shown again")
