@@ -178,8 +178,8 @@ class Agent:
     def _raw(self, stage: Stage, work: Work) -> Outcome:
         """The raw input, offloaded: no segment is placed on the edge."""
         point = stage.manifest.operating_point(work.offload.operating_point)
-        spec = stage.manifest.inputs[0]
-        return replace(work.offload, tensors=(encode_tensor(work.tensors[spec.name], spec, point.codec),))
+        specs = stage.manifest.inputs
+        return replace(work.offload, tensors=tuple(encode_tensor(work.tensors[s.name], s, point.codec) for s in specs))
 
     def _handle(self, event: object) -> None:
         """One event that is not a reading."""

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from edge_agent.intake import check_schemas
 from edge_agent.settings import EdgeSettings
 from edge_agent.updates import prepare_local
 from sluice.doors.http import HttpDoor
@@ -40,6 +41,7 @@ def check(settings: EdgeSettings) -> list[Found]:
 def _looks(settings: EdgeSettings) -> Iterator[tuple[str, Callable[[EdgeSettings], str]]]:
     yield "runtime", lambda _: ", ".join(profile().values())
     yield "data folder", _data
+    yield "sensors", _sensors
     yield "sensor broker", lambda s: _broker(s, s.sensor_broker, "sensor")
     if settings.uplink_broker is not None:
         yield "uplink broker", lambda s: _broker(s, s.uplink, "uplink")
@@ -62,6 +64,11 @@ def _data(settings: EdgeSettings) -> str:
     except OSError as error:
         raise PermanentError(f"{settings.data} cannot be written to: {error.strerror or error}") from error
     return str(settings.data)
+
+
+def _sensors(settings: EdgeSettings) -> str:
+    check_schemas(settings)
+    return ", ".join(f"{one.format} from {settings.topic_of(name)}" for name, one in settings.sensors_by_name.items())
 
 
 def _broker(settings: EdgeSettings, broker: MqttBroker, role: str) -> str:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from edge_agent.sensing import Input, overlap
 from edge_agent.sensor import Reading, read
+from edge_agent.sensor_avro import schema_of
 from edge_agent.settings import ANY, EdgeSettings
 from edge_agent.store import Store
 from edge_agent.window import ByCount, ByTime, Track, as_inputs, check_range
@@ -67,6 +68,16 @@ class Feed:
     """Whether each reading is looked at for values that do not fit; else each window is."""
 
 
+def check_schemas(settings: EdgeSettings) -> None:
+    """Raise `PermanentError` for an Avro schema of a sensor that cannot be used."""
+    for name, sensor in settings.sensors_by_name.items():
+        if sensor.schema_file is not None:
+            try:
+                schema_of(sensor.schema_file)
+            except PermanentError as error:
+                raise PermanentError(f"sensor {name!r}: {error}") from error
+
+
 def check_fed(settings: EdgeSettings, model: str, specs: Specs) -> None:
     """Raise `PermanentError` if the settings cannot feed a `model` of these inputs, as far as that can be known."""
     _widths(settings, model, specs)
@@ -102,6 +113,7 @@ class Intake:
     """All sensors of the device, and the windows of all running models. Belongs to the main loop's thread."""
 
     def __init__(self, settings: EdgeSettings, store: Store) -> None:
+        check_schemas(settings)
         self.settings = settings
         self.store = store
         self.counters: Counter[str] = Counter()

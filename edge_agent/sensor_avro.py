@@ -82,8 +82,8 @@ def _takes_bytes(schema: Any, known: dict[str, bool], within: tuple[str, ...]) -
         return _takes_bytes(kind, known, within)
     name = schema["name"]  # the full one, parse_schema sees to it
     if kind in ("record", "error"):
-        takes = {_takes_bytes(field["type"], known, (*within, name)) for field in schema["fields"]}
-        known[name] = True in takes
+        fields = [_takes_bytes(field["type"], known, (*within, name)) for field in schema["fields"]]
+        known[name] = any(fields)
     else:
         known[name] = kind == "enum" or schema["size"] > 0
     return known[name]

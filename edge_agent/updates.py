@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.intake import check_fed
 from edge_agent.settings import EdgeSettings
 from sluice.daemon.life import Backoff
 from sluice.doors.http import HttpDoor
@@ -61,8 +62,7 @@ def prepare_local(settings: EdgeSettings, desired: Desired) -> Stage:
     codec = manifest.operating_point(desired.operating_point).codec
     if codec not in CODECS:
         raise PermanentError(f"codec {codec[:40]!r} is unknown to this agent's version; known: {', '.join(CODECS)}")
-    if len(manifest.inputs) != 1:
-        raise PermanentError(f"model has {len(manifest.inputs)} inputs; this agent feeds one")
+    check_fed(settings, manifest.model, manifest.inputs)
     indices = loaded_by(manifest, "edge")
     segments = load_segments(folder, manifest, indices, settings.threads)
     return Stage("edge", desired.bundle, manifest, indices.start, segments)

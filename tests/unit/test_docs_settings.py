@@ -49,15 +49,15 @@ def test_what_the_page_says_of_names_holds(tmp_path: Path, monkeypatch: pytest.M
 
     file = tmp_path / "edge.toml"
     key = base64.b64encode(bytes(32)).decode()
-    file.write_text(f'device_id = "a"\npublic_keys = ["{key}"]\n[sensor]\nformat = "csv"\nwindow = 3\n')
-    monkeypatch.setenv("EDGE_SENSOR__WINDOW", "4")
+    file.write_text(f'device_id = "a"\npublic_keys = ["{key}"]\n[sensor]\nformat = "csv"\n[input]\nwindow = 3\n')
+    monkeypatch.setenv("EDGE_INPUT__WINDOW", "4")
     monkeypatch.setenv("EDGE_NO_SUCH_SETTING", "1")
     settings = load(EdgeSettings, file)
-    assert (settings.sensor.format, settings.sensor.window) == ("csv", 4)
+    assert (settings.sensor.format, settings.input.window) == ("csv", 4)
     monkeypatch.setenv("EDGE_SENSOR__NO_SUCH_SETTING", "1")
     with pytest.raises(PermanentError, match="no_such_setting"):
         load(EdgeSettings, file)
     monkeypatch.delenv("EDGE_SENSOR__NO_SUCH_SETTING")
-    file.write_text(file.read_text() + "no_such_setting = 1\n")
+    file.write_text("no_such_setting = 1\n" + file.read_text())
     with pytest.raises(PermanentError, match="no_such_setting"):
         load(EdgeSettings, file)

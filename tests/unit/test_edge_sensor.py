@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent.sensing import Sensor
 from edge_agent.sensor import FORMATS, read
-from edge_agent.settings import Sensor
 from edge_agent.window import as_input
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import TensorSpec
@@ -36,9 +36,9 @@ from sluice.wire.state import DeadLetter
     ],
 )
 def test_formats(sensor: dict[str, Any], payload: bytes, values: list[float], source_id: str | None) -> None:
-    found, found_id = read(payload, Sensor(**sensor))
-    assert found.tolist() == values and found.ndim == 1
-    assert found_id == source_id
+    found = read(payload, Sensor(**sensor))
+    assert found.values.tolist() == values and found.values.ndim == 1
+    assert (found.source_id, found.at_ns, found.missing) == (source_id, None, False)
 
 
 @pytest.mark.parametrize(
@@ -58,20 +58,22 @@ def test_formats(sensor: dict[str, Any], payload: bytes, values: list[float], so
         ({}, b'{"values": {"x": 1}}', "no numbers"),
         ({}, b'{"values": [1, [2, 3]]}', "no numbers"),
         ({}, b'{"values": [1' + b"0" * 400 + b"]}", "no numbers"),
-        ({}, b'{"values": [1e999]}', "not finite"),
-        ({}, b'{"values": [NaN, 1]}', "not finite"),
-        ({}, b'{"values": [null]}', "not finite"),
+        ({}, b'{"values": [1e999]}', "infinite"),
         ({}, b'{"values": ' + b"[" * 80 + b"1" + b"]" * 80 + b"}", "no numbers"),
         ({}, json.dumps({"values": 1, "id": "x" * 257}).encode(), "257 characters is over 256"),
         ({}, b'{"values": 1, "id": "\\ud800"}', "not Unicode text"),
-        ({"format": "csv"}, "1,é".encode(), "not ASCII"),
-        ({"format": "csv"}, b"", "no numbers"),
-        ({"format": "csv"}, b"1,,2", "no numbers"),
+        ({"format": "csv"}, "1,é".encode(), "no numbers"),
+        ({"format": "csv"}, b"", "no values"),
+        ({"format": "csv"}, b"\xff,1", "not CSV"),
+        ({"format": "csv"}, b"1,2\n3,4", "2 lines"),
+        ({"format": "csv"}, b'"1', "not CSV"),
+        ({"format": "csv", "columns": [0, 2]}, b"1,2", "2 columns, too few"),
+        ({"format": "csv", "source_id_column": 2}, b"1,2", "2 columns, too few"),
         ({"format": "csv"}, b"1;2", "no numbers"),
-        ({"format": "csv"}, b"1,inf", "not finite"),
+        ({"format": "csv"}, b"1,inf", "infinite"),
         ({"format": "raw"}, b"\0" * 7, "no whole number of float32"),
         ({"format": "raw"}, b"", "no values"),
-        ({"format": "raw"}, struct.pack("<f", float("nan")), "not finite"),
+        ({"format": "raw"}, struct.pack("<f", float("-inf")), "infinite"),
     ],
 )
 def test_bad_payloads_are_refused_with_their_reason(sensor: dict[str, Any], payload: bytes, reason: str) -> None:
@@ -82,11 +84,12 @@ def test_bad_payloads_are_refused_with_their_reason(sensor: dict[str, Any], payl
 def refused_or_whole(payload: bytes, sensor: Sensor) -> None:
     """What the agent does with a payload: take it, or make a dead letter of it. Nothing else may be raised."""
     try:
-        values, source_id = read(payload, sensor)
+        values, source_id, at_ns, missing = read(payload, sensor)
     except PermanentError as error:
         DeadLetter(reason=str(error)[:1000], origin="t", data="").model_dump_json()
         return
-    assert values.size and np.isfinite(values).all()
+    assert values.size and not np.isinf(values).any() and missing == np.isnan(values).any()
+    assert at_ns is None or abs(at_ns) < 2**62
     assert source_id is None or source_id.encode()
     assert values.astype("<f8").size == values.size
 
@@ -97,7 +100,7 @@ ANY_JSON = st.recursive(
 )
 
 
-@given(payload=st.binary(max_size=200), form=st.sampled_from(sorted(FORMATS)))
+@given(payload=st.binary(max_size=200), form=st.sampled_from(sorted({*FORMATS} - {"avro"})))
 @settings(max_examples=400, deadline=None)
 def test_rubbish_is_refused_and_no_more(payload: bytes, form: Any) -> None:
     refused_or_whole(payload, Sensor(format=form))
