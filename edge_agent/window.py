@@ -242,11 +242,11 @@ class ByTime:
         """The time at which the last hole ends that points from `begin` to `end` lie in; None without any."""
         at, start = track.at, self._from(sensor, track)
         before = bisect_right(at, begin, start) - 1
-        if before < start:
-            return at[start] if start < len(at) else None
-        times = np.asarray(at[before : bisect_left(at, end, start) + 1], np.int64)
+        times = np.asarray(at[max(before, start) : bisect_left(at, end, start) + 1], np.int64)
         ends = np.flatnonzero(np.diff(times) > self._gap[sensor])
-        return int(times[ends[-1] + 1]) if ends.size else None
+        if ends.size:
+            return int(times[ends[-1] + 1])
+        return int(times[0]) if before < start and times.size else None
 
     def _reached(self, sensor: str, tracks: Mapping[str, Track], end: int) -> int:
         """How far its readings go beyond `end` without a hole."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.sensing import Input
+from edge_agent.sensing import Input, Sensor
 from edge_agent.window import ByCount, ByTime, Track
 
 NAN = math.nan
@@ -101,3 +101,110 @@ def test_missing_values_by_count(readings: Rows, count: int, hop: int, missing: 
         wanted = wanted[: len(made)]
     assert same(made, wanted)
     assert most <= count + 2 * gap + 1
+
+
+Series = dict[str, list[tuple[int, list[float]]]]
+"""Readings by sensor: (time in ms, values), times rising."""
+
+
+def by_time(feed: Input, sensors: dict[str, Sensor], series: Series) -> tuple[Made, int]:
+    """What a window by time gives of readings that arrive in the order of their times, and the most that it held."""
+    tracks = {name: Track() for name in sensors}
+    window, made, most = ByTime(feed, sensors, tracks), [], 0
+    for at, name, values in sorted((at, name, values) for name, readings in series.items() for at, values in readings):
+        made += push(window, tracks, name, values, at * MS)
+        most = max(most, *(len(track.rows) for track in tracks.values()))
+    return made, most
+
+
+def value_at(readings: list[tuple[int, list[float]]], i: int, channel: int, feed: Input, gap: float) -> float:
+    """What reading `i` has in a channel after filling."""
+    at, values = readings[i]
+    if not math.isnan(values[channel]):
+        return values[channel]
+    known = [(t, v[channel]) for t, v in readings if not math.isnan(v[channel])]
+    before, after = [one for one in known if one[0] < at], [one for one in known if one[0] > at]
+    if feed.missing == "hold" and before and at - before[-1][0] <= gap:
+        return before[-1][1]
+    if feed.missing == "interpolate" and before and after and after[0][0] - before[-1][0] <= gap:
+        (t0, v0), (t1, v1) = before[-1], after[0]
+        return v0 + (v1 - v0) * (at - t0) / (t1 - t0)
+    return NAN
+
+
+def windows_in_time_by_definition(feed: Input, sensors: dict[str, Sensor], series: Series) -> Made:
+    assert feed.rate_hz is not None
+    made: Made = []
+    if not all(series.values()):
+        return made
+    period = 1000 / feed.rate_hz
+    anchor, k = float(max(readings[0][0] for readings in series.values())), 0
+    while True:
+        points = [anchor + (k + i) * period for i in range(feed.rows)]
+        if any(readings[-1][0] < points[-1] for readings in series.values()):
+            return made
+        ends: list[int] = []
+        rows: list[list[float]] = [[] for _ in points]
+        for name, readings in series.items():
+            gap = feed.gap_of(sensors[name]) * 1000
+            used = range(
+                max(i for i, (at, _) in enumerate(readings) if at <= points[0]) if readings[0][0] <= points[0] else 0,
+                min(i for i, (at, _) in enumerate(readings) if at >= points[-1]) + 1,
+            )
+            ends += [readings[i][0] for i in used[1:] if readings[i][0] - readings[i - 1][0] > gap]
+            channels = range(len(readings[0][1]))
+            values = {(i, c): value_at(readings, i, c, feed, gap) for i in used for c in channels}
+            for row, point in zip(rows, points, strict=True):
+                before = max(i for i in used if readings[i][0] <= point) if readings[used[0]][0] <= point else used[0]
+                at = readings[before][0]
+                for c in channels:
+                    if at == point or feed.resample == "hold":
+                        row.append(values[before, c])
+                    else:
+                        share = (point - at) / (readings[before + 1][0] - at)
+                        row.append(values[before, c] * (1 - share) + values[before + 1, c] * share)
+            if feed.missing == "drop" and any(math.isnan(v) for i in used for v in readings[i][1]):
+                rows[0].append(NAN)
+        if ends:
+            anchor, k = float(max(ends)), 0
+            made.append(None)
+            continue
+        made.append(None if any(math.isnan(v) for row in rows for v in row) else rows)
+        k += feed.step
+
+
+STEPS = st.lists(st.integers(1, 45), min_size=1, max_size=60)
+"""Milliseconds between readings; 20 in the mean of a rate of 50 Hz."""
+
+
+@st.composite
+def series_of(draw: st.DrawFn, names: str, missing: bool) -> Series:
+    value = VALUE if missing else st.integers(-9, 9).map(float)
+    made: Series = {}
+    for name in names:
+        times = np.cumsum([draw(st.integers(0, 50)), *draw(STEPS)]).tolist()
+        made[name] = [(at, [draw(value), draw(value)]) for at in times]
+    return made
+
+
+@given(
+    data=st.data(),
+    names=st.sampled_from(["a", "ab", "abc"]),
+    count=st.integers(1, 6),
+    hop=st.integers(1, 8),
+    resample=st.sampled_from(["linear", "hold"]),
+    missing=st.sampled_from(["refuse", "drop", "hold", "interpolate"]),
+    gap=st.sampled_from([1, 2, 3]),
+)
+@settings(max_examples=600, deadline=None)
+def test_windows_by_time(
+    data: st.DataObject, names: str, count: int, hop: int, resample: Any, missing: Any, gap: int
+) -> None:
+    series = data.draw(series_of(names, missing != "refuse"))
+    sensors = {name: Sensor(time_path="t") for name in names}
+    feed = Input(window=count, hop=hop, rate_hz=50, resample=resample, missing=missing, gap_most=gap, wait_s=1e6)
+    made, _ = by_time(feed, sensors, series)
+    wanted = windows_in_time_by_definition(feed, sensors, series)
+    if missing == "interpolate":  # the last ones may wait for values that come after them
+        wanted = wanted[: len(made)]
+    assert same(made, wanted), (made, wanted)
