@@ -49,7 +49,7 @@ def read(payload: bytes, sensor: Sensor) -> Reading:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         if np.isinf(values).any():
             raise PermanentError("reading has values that are infinite")
-        missing = True
+        missing, values = True, np.where(np.isnan(values), values.dtype.type(np.nan), values)  # one NaN, a quiet one
     if source_id is not None:
         if not isinstance(source_id, str | int | float):
             raise PermanentError("source id is neither text nor number")
