@@ -343,7 +343,7 @@ class Agent:
             agent_version=VERSION,
             profile=profile(),
             measured=self.measured,
-            counters=self._counters(),
+            counters=self._counters() | {"store_commits": self.store.commits},
         )
 
     def _status(self, status: Any) -> bytes:

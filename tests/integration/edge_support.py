@@ -97,14 +97,16 @@ def write(source: Path, folder: Path, manifest: Manifest, point: Any, key: Ed255
     return target.name
 
 
-def make_bundle(folder: Path, quantize: Literal["float32", "int8"] = "float32", source: str = MODEL) -> MadeBundle:
-    """Partition a small, untrained model (TensorFlow) and set the threshold of its first exit in the middle."""
+def make_bundle(
+    folder: Path, quantize: Literal["float32", "int8"] = "float32", source: str = MODEL, x: Any = None
+) -> MadeBundle:
+    """Partition a small, untrained model (TensorFlow) and set the threshold of its first exit in the middle of `x`."""
     from partitioner.anatomy.models import from_source
     from partitioner.partition import Source, partition
     from partitioner.settings import PartitionSettings
 
-    random = np.random.default_rng(1)
-    x = random.integers(0, 256, (60, 6, 6, 1)).astype(np.uint8)
+    if x is None:
+        x = np.random.default_rng(1).integers(0, 256, (60, 6, 6, 1)).astype(np.uint8)
     settings = PartitionSettings(placement=("edge", "cloud"), codec="int8-zstd", quantize=quantize)
     partition(from_source(source), {"x": x}, folder / "raw", Source("columns", 1, ["a", "b", "c"]), settings)
     manifest = bundles.open_bundle(folder / "raw").manifest
@@ -113,8 +115,9 @@ def make_bundle(folder: Path, quantize: Literal["float32", "int8"] = "float32", 
     made = first.run({manifest.inputs[0].name: x})
     _, confidence = gate("max_prob", made[manifest.segments[0].exit.logits].astype(np.float32), 1.0)
     order = np.argsort(confidence)
-    easy, hard = sorted(order[30:].tolist()), sorted(order[:30].tolist())
-    threshold = float(confidence[order[29]] + confidence[order[30]]) / 2
+    half = len(x) // 2
+    easy, hard = sorted(order[half:].tolist()), sorted(order[:half].tolist())
+    threshold = float(confidence[order[half - 1]] + confidence[order[half]]) / 2
     point = manifest.operating_points[0]
     gates = [
         p.model_copy(update={"measure": "max_prob", "threshold": threshold, "temperature": 1.0}) for p in point.policies

@@ -11,7 +11,6 @@ import pytest
 
 from sluice.wire.bundle import BLOBS, open_bundle
 from tests.brokers.mosquitto import Mosquitto
-from tests.installing import ROOT
 from tests.installing import environment as install
 from tests.integration.edge_support import (
     Above,
@@ -119,6 +118,4 @@ def test_a_reading_is_answered_in_less_than_100_mb(
             "profile": above.reported[-1].profile,
         }
     print(json.dumps(memory))
-    (ROOT / "build").mkdir(exist_ok=True)
-    (ROOT / "build" / "edge-memory.json").write_text(json.dumps(memory, indent=1) + "\n")
     assert used * 1024 < RSS_LIMIT_BYTES
