@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-models test-device lint unit bench clean
+.PHONY: demo test test-models test-device lint unit fuzz bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/sluice demo
@@ -28,6 +28,12 @@ lint: $(VENV)/dev
 unit: $(VENV)/dev
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
 
+# INPUTS in all, from SEED on; needs no network. What breaks a decoder is kept in build/fuzz.
+INPUTS ?= 1000000
+SEED ?= 1
+fuzz: $(VENV)/fuzz
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED)
+
 bench: $(VENV)/dev
 	$(BIN)/python -m bench
 
@@ -44,6 +50,10 @@ $(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (TensorFlow is large: some minutes on a slow line)"
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/demo
+
+$(VENV)/fuzz: $(VENV)/dev
+	$(PIP) --editable '.[fuzz]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge_agent.sensing import Sensor
 from edge_agent.sensor_avro import decode_reading
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, in_short
 from sluice.wire.messages import MAX_ID
 
 Values = NDArray[Any]
@@ -71,7 +71,7 @@ def _json(payload: bytes, sensor: Sensor) -> Found:
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise PermanentError(f"reading is not JSON: {error}") from error
+        raise PermanentError(f"reading is not JSON: {in_short(error)}") from error
     return _fields(document, sensor)
 
 
@@ -121,7 +121,7 @@ def _csv(payload: bytes, sensor: Sensor) -> Found:
         lines = payload.decode().strip("\r\n").splitlines()
         fields = next(csv.reader(lines, delimiter=sensor.separator, strict=True), [])
     except (UnicodeDecodeError, csv.Error) as error:
-        raise PermanentError(f"reading is not CSV: {error}") from error
+        raise PermanentError(f"reading is not CSV: {in_short(error)}") from error
     if len(lines) > 1:
         raise PermanentError(f"reading has {len(lines)} lines of CSV; a message holds one")
     special = (sensor.source_id_column, sensor.time_column)
@@ -148,7 +148,7 @@ def _numbers(values: Any) -> Values:
     try:
         return np.asarray(values, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
-        raise PermanentError(f"reading has values that are no numbers: {error}") from error
+        raise PermanentError(f"reading has values that are no numbers: {in_short(error)}") from error
 
 
 def _time(time: Any, unit: str) -> int:
@@ -166,7 +166,7 @@ def _time(time: Any, unit: str) -> int:
                 time = int(time) if time.strip().lstrip("+-").isdigit() else float(time)
             made = time * NS_OF[unit] if isinstance(time, int) else round(time * NS_OF[unit] / 1000) * 1000
     except (TypeError, ValueError, OverflowError) as error:
-        raise PermanentError(f"reading has no time in {unit}: {str(time)[:40]!r}: {error}") from error
+        raise PermanentError(f"reading has no time in {unit}: {str(time)[:40]!r}: {in_short(error)}") from error
     if not -MAX_TIME_NS < made < MAX_TIME_NS:
         raise PermanentError(f"reading has a time beyond all reason: {str(time)[:40]} {unit}")
     return int(made)

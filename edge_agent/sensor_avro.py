@@ -18,7 +18,7 @@ import fastavro
 from fastavro.schema import SchemaParseException, UnknownType, fingerprint, to_parsing_canonical_form
 
 from sluice.wire.avro import DECODE_ERRORS, HEADER_SIZE, MARKER
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, in_short
 
 SCHEMA_BYTES = 1_000_000
 """Largest schema file that is read."""
@@ -49,7 +49,7 @@ def schema_of(file: Path) -> ReadingSchema:
     except OSError as error:
         raise PermanentError(f"schema {file}: {error.strerror or error}") from error
     except (SchemaParseException, UnknownType, *DECODE_ERRORS) as error:
-        raise PermanentError(f"schema {file}: {type(error).__name__} {error}") from error
+        raise PermanentError(f"schema {file}: {type(error).__name__} {in_short(error)}") from error
     return ReadingSchema(parsed, MARKER + mark)
 
 
@@ -101,7 +101,7 @@ def decode_reading(payload: bytes, file: Path, *, header: bool) -> Any:
     try:
         record = fastavro.schemaless_reader(stream, schema.parsed, None)
     except DECODE_ERRORS as error:
-        raise PermanentError(f"reading is a broken Avro record: {type(error).__name__} {error}") from error
+        raise PermanentError(f"reading is a broken Avro record: {type(error).__name__} {in_short(error)}") from error
     if stream.tell() != len(payload):
         raise PermanentError(f"reading has {len(payload) - stream.tell()} bytes after its Avro record")
     return record

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import platform
 import zipfile
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice.wire import bundle as bundles
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, in_short
 from sluice.wire.manifest import Manifest, Segment
 
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
 
+GOLDEN_MOST = 256
+"""Golden samples of one segment; they are run as one batch."""
+GOLDEN_ROOM_BYTES = 4_000_000
+"""Bytes that golden samples may take beside the tensors that the manifest knows: logits, headers."""
 LENT_BYTES = 4096
 """From this size on lending a tensor is faster than copying it."""
 
@@ -179,11 +182,7 @@ def prove(segment: RunningSegment, golden: bytes) -> None:
     Raises `PermanentError` when one is off by more than the tolerance, or when there is nothing to compare it with.
     """
     spec = segment.spec
-    try:
-        with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
-            samples = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise PermanentError(f"segment {spec.index}: golden samples cannot be read: {error}") from error
+    samples = _read_golden(golden, spec)
     inputs = {name.removeprefix("in."): a for name, a in samples.items() if name.startswith("in.")}
     wanted = {name.removeprefix("out."): a for name, a in samples.items() if name.startswith("out.")}
     shapes = {output.name: output.shape for output in spec.outputs}
@@ -191,11 +190,15 @@ def prove(segment: RunningSegment, golden: bytes) -> None:
         raise PermanentError(f"segment {spec.index}: golden samples are incomplete")
     if not all(array.ndim and len(array) for array in samples.values()):
         raise PermanentError(f"segment {spec.index}: there are no golden samples")
+    if any(len(array) > GOLDEN_MOST for array in samples.values()):
+        raise PermanentError(f"segment {spec.index}: over {GOLDEN_MOST} golden samples")
     try:
         made = segment.run(inputs)
     except (ValueError, RuntimeError) as error:
         raise PermanentError(f"segment {spec.index} cannot run its golden samples: {error}") from error
     for name, expected in wanted.items():
+        if expected.dtype.kind not in "biuf":
+            raise PermanentError(f"segment {spec.index}: golden output {name!r} is not of numbers")
         shape = (expected.shape[0], *shapes.get(name, expected.shape[1:]))
         if name not in made or not made[name].shape == expected.shape == shape:
             raise PermanentError(f"segment {spec.index}: golden output {name!r} has another shape")
@@ -205,3 +208,20 @@ def prove(segment: RunningSegment, golden: bytes) -> None:
                 f"segment {spec.index} fails its golden samples: {name!r} is off by {off:.3g}, "
                 f"tolerance {spec.tolerance:.3g}"
             )
+
+
+def _read_golden(golden: bytes, spec: Segment) -> Arrays:
+    """The arrays of an npz; `PermanentError` when it is none, or claims more than golden samples of `spec` can be."""
+    most = GOLDEN_MOST * sum(tensor.nbytes for tensor in (*spec.inputs, *spec.outputs)) + GOLDEN_ROOM_BYTES
+    try:
+        with zipfile.ZipFile(io.BytesIO(golden)) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > most:
+            raise ValueError(f"{claimed} bytes unpacked, {most} at most are expected")
+        with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
+            samples = {name: arrays[name] for name in arrays.files}
+        if not all(isinstance(array, np.ndarray) for array in samples.values()):
+            raise ValueError("not all members are arrays")
+    except Exception as error:  # zip, deflate and npy find many words for what is broken
+        raise PermanentError(f"segment {spec.index}: golden samples cannot be read: {in_short(error)}") from error
+    return samples

@@ -18,7 +18,7 @@ import numpy as np
 from sluice.stage.policy import decide, probabilities
 from sluice.stage.segment import Array, Arrays, RunningSegment
 from sluice.wire.codec import decode_tensor, encode_tensor
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, in_short
 from sluice.wire.manifest import ExitPolicy, Manifest, OperatingPoint, TensorSpec
 from sluice.wire.messages import Belief, Offload, Outcome, Prediction, Reason, Status
 from sluice.wire.names import Tier
@@ -128,8 +128,8 @@ def unpack(offload: Offload, manifest: Manifest) -> Work:
     specs = {spec.name: spec for spec in manifest.crossing(offload.next_segment)}
     if sorted(t.name for t in offload.tensors) != sorted(specs):
         raise PermanentError(
-            f"tensors {sorted(t.name for t in offload.tensors)} where segment {offload.next_segment} needs "
-            f"{sorted(specs)}"
+            f"tensors {in_short(sorted(t.name for t in offload.tensors))} where segment {offload.next_segment} needs "
+            f"{in_short(sorted(specs))}"
         )
     return Work(offload, {t.name: decode_tensor(t, specs[t.name]) for t in offload.tensors})
 

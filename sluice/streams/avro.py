@@ -15,7 +15,7 @@ import fastavro
 import numpy as np
 
 from sluice.streams.samples import Array, Encoded, Labels, StreamConfig, bad, from_bytes, label_of, to_bytes
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, in_short
 
 VALUE_BYTES = 10
 """Bytes that one value may take: a long as a variable-length number."""
@@ -76,10 +76,10 @@ def _schema(config: StreamConfig) -> tuple[Any, bool, bool]:
         kinds = {field["name"]: field["type"] for field in fields}
         parsed = fastavro.parse_schema(definition)
     except Exception as error:
-        raise PermanentError(f"stream config: schema: {type(error).__name__} {error}") from error
+        raise PermanentError(f"stream config: schema: {type(error).__name__} {in_short(error)}") from error
     for name, kind in kinds.items():
         if name == config.x:
-            numbers = isinstance(kind, dict) and kind.get("type") == "array" and kind.get("items") in _NUMBERS
+            numbers = isinstance(kind, dict) and kind.get("type") == "array" and str(kind.get("items")) in _NUMBERS
             if kind != "bytes" and not numbers:
                 raise PermanentError(f"stream config: field {name!r} is neither bytes nor an array of numbers")
         elif name == config.y:
@@ -100,7 +100,7 @@ def _fields(record: Encoded, schema: Any, limit: int) -> dict[str, Any]:
     try:
         fields: Any = fastavro.schemaless_reader(stream, schema, None)
     except _DECODE_ERRORS as error:
-        raise bad(record, f"is no whole Avro record: {type(error).__name__} {error}") from error
+        raise bad(record, f"is no whole Avro record: {type(error).__name__} {in_short(error)}") from error
     if stream.tell() != len(body):
         raise bad(record, f"has {len(body) - stream.tell()} bytes after its end")
     found: dict[str, Any] = fields

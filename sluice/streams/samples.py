@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, in_short
 from sluice.wire.manifest import first_cause
 
 Array = NDArray[Any]
@@ -82,7 +82,7 @@ def parse_config(config: dict[str, object]) -> StreamConfig:
     if parsed.dtype not in DTYPES:
         raise PermanentError(f"stream config: dtype {parsed.dtype[:20]!r} is not one of {', '.join(DTYPES)}")
     if any(size < 1 for size in parsed.shape) or parsed.size > MAX_VALUES:
-        raise PermanentError(f"stream config: shape {list(parsed.shape)} has no or too many values")
+        raise PermanentError(f"stream config: shape {in_short(list(parsed.shape))} has no or too many values")
     return parsed
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
-from sluice.wire.errors import PermanentError, UnknownSchemaError
+from sluice.wire.errors import PermanentError, UnknownSchemaError, in_short
 
 MARKER = b"\xc3\x01"
 HEADER_SIZE = 10
@@ -98,7 +98,7 @@ def decode_all(payload: bytes, limit: int) -> list[tuple[str, dict[str, Any]]]:
         try:
             record = fastavro.schemaless_reader(stream, schema.parsed, newest(schema.message).parsed)
         except DECODE_ERRORS as error:
-            raise PermanentError(f"broken {schema.message} record: {type(error).__name__} {error}") from error
+            raise PermanentError(f"broken {schema.message} record: {type(error).__name__} {in_short(error)}") from error
         if not isinstance(record, dict):
             raise PermanentError(f"{schema.message} record is not a record")
         records.append((schema.message, record))

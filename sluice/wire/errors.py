@@ -8,6 +8,11 @@ its reader, so it is held, neither acknowledged nor thrown away.
 from __future__ import annotations
 
 
+def in_short(words: object, most: int = 200) -> str:
+    """`words` in one line of `most` characters: what others wrote or libraries say, for an error's message."""
+    return " ".join(str(words)[: 8 * most].split())[:most]
+
+
 class SluiceError(Exception):
     """Base of the errors that Sluice raises on purpose; the message says what happened, to what, what to do."""
 

@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sluice.wire.errors import PermanentError
-from sluice.wire.names import TIERS, Name, Sha256, Tier
+from sluice.wire.errors import PermanentError, in_short
+from sluice.wire.names import TIERS, Int64, Name, Sha256, Tier
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 4_000_000
+VALUES_MOST = 2**31 - 1
+"""Values of one tensor."""
 
 
 Quantize = Literal["float32", "float16", "int8"]
@@ -61,11 +63,17 @@ class TensorSpec(Part):
 
     name: str = Field(min_length=1, max_length=200)
     dtype: Literal["float32", "float16", "int8", "uint8", "int32", "int64", "bool"]
-    shape: tuple[Annotated[int, Field(gt=0)], ...] = Field(max_length=8)
+    shape: tuple[Annotated[int, Field(gt=0, le=VALUES_MOST)], ...] = Field(max_length=8)
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     zero_point: int | None = Field(default=None, ge=-128, le=127)
     coarse: Coarse | None = None
     """For codec coarse; a tensor without it cannot travel so."""
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> TensorSpec:
+        if self.size > VALUES_MOST:
+            raise ValueError(f"shape {list(self.shape)} has over {VALUES_MOST} values")
+        return self
 
     @property
     def size(self) -> int:
@@ -92,7 +100,7 @@ class Blob(Part):
     """A file of the bundle, known by its content."""
 
     sha256: Sha256
-    size: int = Field(gt=0)
+    size: int = Field(gt=0, lt=2**63)
 
 
 class ExitHead(Part):
@@ -109,7 +117,7 @@ class Segment(Part):
     names among the tensors crossing into it that later segments need and it does not change.
     """
 
-    index: int
+    index: Int64
     name: str = Field(default="", max_length=200)
     """Where it ends: the layer before the split point, or the exit."""
     quantize: Quantize = "float32"
@@ -119,7 +127,7 @@ class Segment(Part):
     outputs: tuple[TensorSpec, ...]
     passes: tuple[str, ...] = ()
     exit: ExitHead | None = None
-    macs: int = Field(ge=0)
+    macs: int = Field(ge=0, lt=2**63)
     golden: Blob
     """An npz: `in.<tensor>` and `out.<tensor>` (logits too), each (n, *shape)."""
     tolerance: float = Field(gt=0, allow_inf_nan=False)
@@ -157,13 +165,13 @@ class Certificate(Part):
     criterion: Literal["agreement", "accuracy"]
     epsilon: float
     delta: float
-    n: int
-    violations: int
-    points: int = Field(default=1, ge=1)
+    n: Int64
+    violations: Int64
+    points: int = Field(default=1, ge=1, lt=2**63)
     """Operating points that share `delta`; each was certified at `delta / points`."""
     scope: Literal["samples", "groups"] = "samples"
     """What is new: samples like those that certified (of the same groups, if there were any), or groups."""
-    groups: int | None = None
+    groups: Int64 | None = None
     """Groups (people, devices, sites) among the certifying samples, if they were told."""
 
 
@@ -195,7 +203,7 @@ class Manifest(Part):
 
     format: Literal[1] = 1
     model: Name
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, lt=2**63)
     task: Literal["classification", "tensors"] = "classification"
     """`tensors`: the answer is what the last segment makes, there are no labels and no exits."""
     labels: tuple[str, ...] = ()
@@ -211,11 +219,16 @@ class Manifest(Part):
 
     def crossing(self, index: int) -> tuple[TensorSpec, ...]:
         """The tensors that cross into segment `index`; 0 gives the model's inputs."""
-        specs = self.inputs
-        for segment in self.segments[:index]:
-            passing = tuple(spec for spec in specs if spec.name in segment.passes)
-            specs = segment.outputs + passing
-        return specs
+        return self._crossings[index]
+
+    @cached_property
+    def _crossings(self) -> tuple[tuple[TensorSpec, ...], ...]:
+        specs, crossings = self.inputs, [self.inputs]
+        for segment in self.segments:
+            passes = set(segment.passes)
+            specs = segment.outputs + tuple(spec for spec in specs if spec.name in passes)
+            crossings.append(specs)
+        return tuple(crossings)
 
     def operating_point(self, point_id: str) -> OperatingPoint:
         """The operating point of that id; `PermanentError` if the manifest has none."""
@@ -298,4 +311,4 @@ def first_cause(error: ValidationError) -> str:
     where = ".".join(str(step) for step in cause["loc"])
     said = cause["msg"].removeprefix("Value error, ")
     what = f"{where}: {said}" if where else said
-    return " ".join(what.split())[:300]
+    return in_short(what, 300)

@@ -194,6 +194,8 @@ def _checked(message: str, record: dict[str, Any]) -> Outcome:
     for belief in record["beliefs"]:
         _check_belief(belief)
     for tensor in record["tensors"]:
+        _require(len(tensor["name"]) <= MAX_ID, "a tensor's name is too long")
+        _require(math.isfinite(tensor["scale"]), "a tensor's scale is not finite")
         _require(len(tensor["shape"]) <= MAX_RANK, f"tensor rank over {MAX_RANK}")
         _require(all(0 < n < 2**31 for n in tensor["shape"]), "tensor dimension is not positive")
         tensor["shape"] = tuple(tensor["shape"])

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, get_args
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from sluice.wire.errors import PermanentError
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What SQL, SQLite and Avro take; JSON itself knows no bound."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Tier = Literal["edge", "fog", "cloud"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
+NAME_MOST = 63
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 PREDICTIONS = "sluice.predictions"
@@ -38,9 +41,13 @@ LETTER_KIND = "dead-letter"
 """MQTT topic kinds that go up; what goes down to a device is `receipt`, `inbox` and `desired`."""
 
 
-@lru_cache(maxsize=4096)
 def is_name(value: str) -> bool:
     """Whether `value` may name a device, model or sensor."""
+    return len(value) <= NAME_MOST and _fits(value)
+
+
+@lru_cache(maxsize=4096)
+def _fits(value: str) -> bool:  # only ever of short texts: what is remembered here comes from anyone
     return _NAME.fullmatch(value) is not None
 
 

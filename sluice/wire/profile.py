@@ -36,7 +36,7 @@ class SegmentProfile(_Part):
 
     index: int = Field(ge=0, le=10_000)
     sha256: Sha256
-    macs: int = Field(ge=0)
+    macs: int = Field(ge=0, lt=2**63)
     reference_us: Microseconds | None = None
     """Of one sample on the machine that partitioned, from the manifest."""
     us: ByBatch

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from sluice.wire import signing
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import first_cause
-from sluice.wire.names import Name, Sha256
+from sluice.wire.names import Int64, Name, Sha256
 from sluice.wire.profile import Profile
 
 MAX_STATE_BYTES = 64_000
@@ -32,7 +32,7 @@ class Desired(State):
     """What one device shall run. Revisions rise; a device ignores what is not above the last it obeyed."""
 
     device_id: Name
-    revision: int = Field(ge=1)
+    revision: int = Field(ge=1, lt=2**63)
     model: Name
     bundle: Sha256
     operating_point: Name
@@ -51,12 +51,12 @@ class Reported(State):
     """What one device runs: the answer to `Desired`."""
 
     device_id: Name
-    revision: int = 0
+    revision: Int64 = 0
     """The last desired revision that was looked at, whether it could be obeyed or not."""
     model: Name | None = None
     bundle: Sha256 | None = None
     operating_point: Name | None = None
-    since_us: int = 0
+    since_us: Int64 = 0
     """UTC microseconds by the device's clock, for people."""
     last_error: str | None = None
     agent_version: str
@@ -64,7 +64,7 @@ class Reported(State):
     """What runs segments there: runtime, machine, Python."""
     measured: Profile | None = None
     """The answer to the last request for a profile; `measured.request` says to which."""
-    counters: dict[str, int] = {}
+    counters: dict[str, Int64] = {}
 
 
 class DeviceStatus(State):
@@ -78,7 +78,7 @@ class Receipt(State):
     """The gateway's word that these samples of one device are in Kafka."""
 
     epoch: Epoch
-    seqs: list[int] = Field(max_length=10_000)
+    seqs: list[Int64] = Field(max_length=10_000)
 
 
 class DeadLetter(State):
@@ -102,7 +102,7 @@ class Announcement(State):
     format: str
     config: dict[str, object] = {}
     validation_rate: float = Field(ge=0, lt=1)
-    count: int = Field(ge=0)
+    count: int = Field(ge=0, lt=2**63)
 
 
 StateT = TypeVar("StateT", bound=State)

@@ -56,6 +56,7 @@ def test_formats(sensor: dict[str, Any], payload: bytes, values: list[float], so
         ({}, b'{"values": []}', "no values"),
         ({}, b'{"values": "many"}', "no numbers"),
         ({}, b'{"values": {"x": 1}}', "no numbers"),
+        ({}, b'{"values": "' + b"many\\n" * 9000 + b'"}', "^reading has values that are no numbers: .{1,200}$"),
         ({}, b'{"values": [1, [2, 3]]}', "no numbers"),
         ({}, b'{"values": [1' + b"0" * 400 + b"]}", "no numbers"),
         ({}, b'{"values": [1e999]}', "infinite"),

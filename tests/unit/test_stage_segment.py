@@ -1,6 +1,7 @@
 """A segment on the real TFLite runtime: any batch, exact inputs, and golden samples that prove it."""
 
 import io
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,38 @@ def test_golden_samples_that_cannot_be_read_are_refused(bundle: Bundle, segments
     for data in (b"", b"golden", b"PK\x03\x04", whole[:middle], damaged, one_array.getvalue(), objects.getvalue()):
         with pytest.raises(PermanentError, match="segment 0: golden samples"):
             prove(segments[0], data)
+
+
+def test_golden_samples_that_unpack_to_more_than_they_can_be_are_refused_unopened(
+    bundle: Bundle, segments: list[RunningSegment]
+) -> None:
+    good, out = golden_of(bundle), io.BytesIO()
+    np.savez_compressed(out, **good, more=np.zeros(200_000_000, np.uint8))  # 200 KB
+    with pytest.raises(PermanentError, match=r"golden samples cannot be read: 20000.* bytes unpacked, .* at most"):
+        prove(segments[0], out.getvalue())
+    with pytest.raises(PermanentError, match="over 256 golden samples"):
+        prove(segments[0], packed({name: np.repeat(array, 100, axis=0) for name, array in good.items()}))
+
+
+def _text_member() -> bytes:
+    """An archive whose member is no array, which np.load gives as bytes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("in.x", b"text")
+    return out.getvalue()
+
+
+def test_golden_samples_of_another_kind_are_refused(bundle: Bundle, segments: list[RunningSegment]) -> None:
+    whole = bundle.read(bundle.manifest.segments[0].golden)
+    at = whole.index(b"PK\x01\x02")
+    unknown = whole[: at + 10] + b"\x63\x00" + whole[at + 12 :]  # compression method 99
+    for data in (_text_member(), unknown):
+        with pytest.raises(PermanentError, match="golden samples cannot be read"):
+            prove(segments[0], data)
+    words = golden_of(bundle)
+    words["out.more"] = np.array(["text"] * 8)
+    with pytest.raises(PermanentError, match="golden output 'more' is not of numbers"):
+        prove(segments[0], packed(words))
 
 
 def test_a_bundle_whose_golden_samples_fail_is_not_loaded(bundle: Bundle, tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_wrong_sizes_and_values_are_named() -> None:
         ({"type": "record", "name": "R", "fields": [{"name": "y", "type": "long"}]}, "no field 'x'"),
         (schema_of("string"), "neither bytes nor an array of numbers"),
         (schema_of({"type": "array", "items": "null"}), "neither bytes nor an array of numbers"),
+        (schema_of({"type": "array", "items": ["int", "null"]}), "neither bytes nor an array of numbers"),
         (schema_of("bytes", "float"), "label field 'y'"),
         (schema_of("bytes", "long", {"name": "z", "type": {"type": "array", "items": "null"}}), "not plain"),
         ({"type": "record", "name": "R", "fields": [{"name": "x"}]}, "schema: KeyError"),

@@ -110,6 +110,7 @@ WRONG: list[tuple[str, Change]] = [
     ("inputs.0.shape.1: ", tensor(shape=[4, 0])),
     ("inputs.0.shape.0: ", tensor(shape=[-4])),
     ("inputs.0.shape: ", tensor(shape=[1] * 9)),
+    (r"inputs.0: shape \[65536, 65536\] has over 2147483647 values", tensor(shape=[65536, 65536])),
     ("inputs.0.scale: ", tensor(scale=0)),
     ("inputs.0.scale: ", tensor(scale=float("inf"))),
     ("inputs.0.zero_point: ", tensor(zero_point=128)),
@@ -125,6 +126,7 @@ WRONG: list[tuple[str, Change]] = [
     ("model: ", lambda parts: parts.update(model="A model")),
     ("format: ", lambda parts: parts.update(format=2)),
     ("version: ", lambda parts: parts.update(version=0)),
+    ("version: ", lambda parts: parts.update(version=2**63)),
 ]
 
 
@@ -153,6 +155,21 @@ def test_what_is_no_manifest_is_refused(data: bytes) -> None:
 def test_a_manifest_over_the_limit_is_not_parsed() -> None:
     with pytest.raises(PermanentError, match="over the limit"):
         parse_manifest(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+def test_many_tensors_that_pass_many_segments_are_soon_read() -> None:
+    """1 MB of it took over a minute once: each segment's crossing was worked out from the first on."""
+    parts = manifest_dict()
+    passes = [f"p{i}" for i in range(1000)]
+    parts["inputs"] += [tensor_spec(name) for name in passes]
+    between = {**parts["segments"][1], "inputs": [], "outputs": [], "exit": None, "passes": ["h0", "x", *passes]}
+    parts["segments"][0]["passes"] = ["x", *passes]
+    parts["segments"][1:1] = [between] * 150
+    parts["segments"] = [segment | {"index": i} for i, segment in enumerate(parts["segments"])]
+    for point in parts["operating_points"]:
+        point["placement"] = ["edge"] * 153
+    read = parse_manifest(json.dumps(parts).encode())
+    assert [spec.name for spec in read.crossing(150)] == ["h0", "x", *passes]
 
 
 def test_a_manifest_cannot_be_changed() -> None:

@@ -1,5 +1,6 @@
 """What is encoded comes back the same; what later code relies on is checked when it arrives."""
 
+import math
 import struct
 from typing import Any
 
@@ -52,7 +53,7 @@ tensors = st.builds(
     name=text,
     dtype=text,
     shape=st.lists(st.integers(1, 2**31 - 1), max_size=8).map(tuple),
-    scale=st.floats(width=32, allow_nan=False),
+    scale=st.floats(width=32, allow_nan=False, allow_infinity=False),
     zero_point=st.integers(-(2**31), 2**31 - 1),
     codec=text,
     data=st.binary(max_size=50),
@@ -148,6 +149,8 @@ OF_OFFLOADS: list[tuple[dict[str, Any], str]] = [
     ({"beliefs": (Belief(0, 0, 1.5),)}, "confidence not in 0..1"),
     ({"tensors": (Tensor("h", "int8", (1,) * 9, 0, 0, "raw", b"x"),)}, "tensor rank over 8"),
     ({"tensors": (Tensor("h", "int8", (0,), 0, 0, "raw", b""),)}, "tensor dimension is not positive"),
+    ({"tensors": (Tensor("h" * 257, "int8", (1,), 0, 0, "raw", b"x"),)}, "a tensor's name is too long"),
+    ({"tensors": (Tensor("h", "int8", (1,), math.nan, 0, "raw", b"x"),)}, "a tensor's scale is not finite"),
     ({"tensors": (Tensor("h", "int8", (4, -1), 0, 0, "raw", b""),)}, "tensor dimension is not positive"),
 ]
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from sluice.wire import names
 from sluice.wire.errors import PermanentError
 from sluice.wire.names import MqttTopics, Name, check_name, is_name, offload_prefix, offload_topic
 from tests.unit.wire_support import patient
@@ -71,3 +72,11 @@ def test_mqtt_topics_are_taken_apart_as_they_were_made(prefix: str, kind: str) -
 def test_foreign_topics_are_refused(topic: str) -> None:
     with pytest.raises(PermanentError, match="is not sluice/<device>/<kind>"):
         MqttTopics().split(topic)
+
+
+def test_what_is_too_long_for_a_name_is_not_remembered() -> None:
+    """Names are remembered for speed, and come from anyone: 4096 of 1 MB would be 4 GB."""
+    before = names._fits.cache_info().currsize
+    for number in range(10):
+        assert not names.is_name(f"{number}" + "x" * 1_000_000)
+    assert names._fits.cache_info().currsize == before

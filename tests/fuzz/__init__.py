@@ -1,0 +1,1 @@
+"""`make fuzz`: everything that decodes what others wrote is fed with what nobody would write."""
