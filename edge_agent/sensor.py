@@ -26,6 +26,8 @@ Values = NDArray[Any]
 NS_OF = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
 MAX_TIME_NS = 2**62
 """Times beyond ± this are refused: with room to spare, what is calculated from them fits 64 bits."""
+_NOTHING = object()
+"""Stands for what a path leads to where it leads nowhere."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -83,14 +85,15 @@ def _avro(payload: bytes, sensor: Sensor) -> Found:
 def _fields(document: Any, sensor: Sensor) -> Found:
     """What stands at the paths; with several paths to values, one that leads nowhere is a missing value."""
     if isinstance(sensor.values_path, str):
-        values = _at(document, sensor.values_path)
-        if values is None:
+        values = _at(document, sensor.values_path, _NOTHING)
+        if values is _NOTHING:
             raise PermanentError(f"reading has nothing at {sensor.values_path!r}")
         made = _numbers(values)
     else:
-        found = [_at(document, path) for path in sensor.values_path]
-        if all(one is None for one in found):
+        found = [_at(document, path, _NOTHING) for path in sensor.values_path]
+        if all(one is _NOTHING for one in found):
             raise PermanentError(f"reading has nothing at {', '.join(sensor.values_path)}")
+        found = [None if one is _NOTHING else one for one in found]
         if any(isinstance(one, list) for one in found):
             made = np.concatenate([_numbers(one) for one in found])
         else:
@@ -105,14 +108,14 @@ def _steps(path: str) -> tuple[tuple[str, int], ...]:
     return tuple((step, int(step) if step.isascii() and step.isdigit() else -1) for step in path.split("."))
 
 
-def _at(document: Any, path: str) -> Any:
+def _at(document: Any, path: str, nothing: Any = None) -> Any:
     for name, number in _steps(path):
         if isinstance(document, dict):
-            document = document.get(name)
+            document = document.get(name, nothing)
         elif isinstance(document, list) and 0 <= number < len(document):
             document = document[number]
         else:
-            return None
+            return nothing
     return document
 
 

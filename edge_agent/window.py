@@ -250,8 +250,8 @@ class ByTime:
 
     def _reached(self, sensor: str, tracks: Mapping[str, Track], end: int) -> int:
         """How far its readings go beyond `end` without a hole."""
-        track = tracks[sensor]
-        times = np.asarray(track.at[max(bisect_left(track.at, end, self._from(sensor, track)) - 1, 0) :], np.int64)
+        track, start = tracks[sensor], self._from(sensor, tracks[sensor])
+        times = np.asarray(track.at[max(bisect_left(track.at, end, start) - 1, start) :], np.int64)
         holes = np.flatnonzero(np.diff(times) > self._gap[sensor])
         return int(times[holes[0] if holes.size else -1])
 

@@ -1,16 +1,21 @@
 """Sensor payloads: every format, every kind of bad payload, and rubbish, which never does more than be refused."""
 
+import io
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
+import fastavro
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fastavro.schema import fingerprint, to_parsing_canonical_form
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.sensing import Sensor
 from edge_agent.sensor import FORMATS, read
+from edge_agent.sensor_avro import schema_of
 from edge_agent.window import as_input
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import TensorSpec
@@ -51,7 +56,9 @@ def test_formats(sensor: dict[str, Any], payload: bytes, values: list[float], so
         ({}, b"[" * 100_000, "not JSON"),
         ({}, b"[1, 2]", "nothing at 'values'"),
         ({}, b'{"value": 1}', "nothing at 'values'"),
-        ({}, b'{"values": null}', "nothing at 'values'"),
+        ({"values_path": ["a", "b.c"]}, b'{"b": 1}', "nothing at a, b.c"),
+        ({"values_path": "a.1"}, b'{"a": [1]}', "nothing at 'a.1'"),
+        ({}, b'{"values": 1, "id": [2]}', "neither text nor number"),
         ({"values_path": "a.b"}, b'{"a": [1]}', "nothing at 'a.b'"),
         ({}, b'{"values": []}', "no values"),
         ({}, b'{"values": "many"}', "no numbers"),
@@ -140,3 +147,149 @@ def test_input_has_dtype_and_shape_of_the_model(dtype: Any) -> None:
     made = as_input(np.asarray([0.0, 1.0, 1.0, 0.0]), TensorSpec(name="x", dtype=dtype, shape=(2, 2, 1)))
     assert made.dtype == dtype and made.shape == (2, 2, 1)
     assert made.reshape(-1).tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("sensor", "payload", "values", "source_id", "at_ns"),
+    [
+        ({"values_path": ["acc.x", "acc.y", "t.0"]}, b'{"acc": {"y": 2, "x": 1}, "t": [3]}', [1, 2, 3], None, None),
+        ({"values_path": ["a", "b"]}, b'{"a": [1, 2], "b": 3}', [1, 2, 3], None, None),
+        ({"values_path": "d.1.v"}, b'{"d": [{"v": 1}, {"v": [4, 5]}]}', [4, 5], None, None),
+        ({"time_path": "t"}, b'{"values": 1, "t": 1700000000.02}', [1], None, 1_700_000_000_020_000_000),
+        ({"time_path": "t", "time_unit": "us"}, b'{"values": 1, "t": 5}', [1], None, 5000),
+        ({"time_path": "t", "time_unit": "ns"}, b'{"values": 1, "t": 1700000000000000001}', [1], None, 17 * 10**17 + 1),
+        (
+            {"time_path": "t", "time_unit": "iso"},
+            b'{"values": 1, "t": "2023-11-14T23:13:20.5+01:00"}',
+            [1],
+            None,
+            1_700_000_000_500_000_000,
+        ),
+        ({"time_path": "t", "time_unit": "iso"}, b'{"values": 1, "t": "1970-01-01"}', [1], None, 0),
+        (
+            {"format": "csv", "columns": [3, 1], "source_id_column": 0, "time_column": 2, "time_unit": "ms"},
+            "größe; 2 ;7;9".replace(";", ",").encode(),
+            [9, 2],
+            "größe",
+            7_000_000,
+        ),
+        ({"format": "csv", "source_id_column": 1, "separator": ";"}, b'1;"a;b";3', [1, 3], "a;b", None),
+    ],
+)
+def test_paths_columns_and_times(
+    sensor: dict[str, Any], payload: bytes, values: list[float], source_id: str | None, at_ns: int | None
+) -> None:
+    found = read(payload, Sensor(**sensor))
+    assert (found.values.tolist(), found.source_id, found.at_ns, found.missing) == (values, source_id, at_ns, False)
+
+
+@pytest.mark.parametrize(
+    ("sensor", "payload", "there"),
+    [
+        ({}, b'{"values": [null, 1]}', [False, True]),
+        ({}, b'{"values": null}', [False]),
+        ({}, b'{"values": [NaN]}', [False]),
+        ({"values_path": ["a", "b", "c"]}, b'{"b": 1, "c": null}', [False, True, False]),
+        ({"format": "csv"}, b"1,, nan", [True, False, False]),
+        ({"format": "raw"}, b"\x00\x00\x80\x3f\x00\x00\x81\x7f", [True, False]),
+    ],
+)
+def test_a_value_that_is_missing_is_nan(sensor: dict[str, Any], payload: bytes, there: list[bool]) -> None:
+    found = read(payload, Sensor(**sensor))
+    assert (~np.isnan(found.values)).tolist() == there and found.missing
+
+
+@pytest.mark.parametrize("time", ["1e30", "NaN", "1e999", "true", "null", '"soon"', "[1]", str(2**62)])
+@pytest.mark.parametrize("unit", ["s", "ns", "iso"])
+def test_a_time_that_is_none_is_refused(time: str, unit: Any) -> None:
+    with pytest.raises(PermanentError, match="time"):
+        read(b'{"values": 1, "t": %s}' % time.encode(), Sensor(time_path="t", time_unit=unit))
+
+
+SCHEMA = {
+    "type": "record",
+    "name": "Reading",
+    "namespace": "of.a.user",
+    "fields": [
+        {"name": "serial", "type": ["null", "string"]},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+        {
+            "name": "acc",
+            "type": {"type": "record", "name": "Acc", "fields": [{"name": n, "type": "float"} for n in "xy"]},
+        },
+        {"name": "more", "type": {"type": "array", "items": ["null", "double"]}},
+        {"name": "before", "type": ["null", "Acc"]},
+    ],
+}
+RECORD = {"serial": "r-1", "at": 5, "acc": {"x": 1.5, "y": -2.0}, "more": [3.0, None], "before": None}
+
+
+def avro_sensor(folder: Path, schema: Any = SCHEMA, **more: Any) -> Sensor:
+    file = folder / "reading.avsc"
+    file.write_text(json.dumps(schema))
+    return Sensor(format="avro", schema_file=file, **more)
+
+
+def avro_bytes(record: Any = RECORD, schema: Any = SCHEMA, header: bool = True) -> bytes:
+    out = io.BytesIO()
+    if header:
+        out.write(b"\xc3\x01" + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO")))
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema), record)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("framing", ["single-object", "bare"])
+def test_avro_with_the_users_schema(tmp_path: Path, framing: Any) -> None:
+    paths: dict[str, Any] = {"source_id_path": "serial", "time_path": "at", "time_unit": "ms", "framing": framing}
+    sensor = avro_sensor(tmp_path, values_path=["acc.y", "acc.x", "more.0"], **paths)
+    payload = avro_bytes(header=framing == "single-object")
+    found = read(payload, sensor)
+    assert (found.values.tolist(), found.source_id, found.at_ns) == ([-2, 1.5, 3], "r-1", 5_000_000)
+    assert read(payload, avro_sensor(tmp_path, values_path="more", **paths)).missing
+    for cut in range(len(payload)):
+        with pytest.raises(PermanentError, match="Avro"):
+            read(payload[:cut], sensor)
+    with pytest.raises(PermanentError, match="1 bytes after"):
+        read(payload + b"\0", sensor)
+
+
+def test_avro_of_another_schema_is_refused(tmp_path: Path) -> None:
+    other = {**SCHEMA, "name": "Other"}
+    with pytest.raises(PermanentError, match=r"no Avro record of schema reading\.avsc"):
+        read(avro_bytes(schema=other), avro_sensor(tmp_path, values_path="more"))
+
+
+@given(payload=st.binary(max_size=200))
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rubbish_in_avro_is_refused_and_no_more(tmp_path: Path, payload: bytes) -> None:
+    sensor = avro_sensor(tmp_path, values_path=["acc.x", "more.0"], framing="bare", time_path="at", time_unit="ns")
+    refused_or_whole(payload, sensor)
+
+
+def record(*types: Any, name: str = "R") -> dict[str, Any]:
+    return {"type": "record", "name": name, "fields": [{"name": f"f{i}", "type": t} for i, t in enumerate(types)]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (record(["null", "R"]), "R stands within itself"),
+        (record({"type": "array", "items": record("R", name="Inner")}), "R stands within itself"),
+        (record({"type": "array", "items": "null"}), "items that take no bytes"),
+        (record({"type": "array", "items": record("null", name="Nothing")}), "items that take no bytes"),
+        (record({"type": "array", "items": {"type": "fixed", "name": "F", "size": 0}}), "items that take no bytes"),
+        (record("no-such-type"), "UnknownType"),
+        ({"type": "record", "fields": []}, "schema"),
+        ({}, "schema"),
+        (None, "schema"),
+    ],
+)
+def test_schemas_that_would_let_few_bytes_do_much_are_refused(tmp_path: Path, schema: Any, reason: str) -> None:
+    sensor = avro_sensor(tmp_path, schema)
+    with pytest.raises(PermanentError, match=reason):
+        schema_of(sensor.schema_file or tmp_path)
+
+
+def test_a_schema_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match=r"no\.avsc: No such file"):
+        schema_of(tmp_path / "no.avsc")
