@@ -109,7 +109,7 @@ def running(bin_: Path, made: MadeBundle, mosquitto: Mosquitto, folder: Path, mo
             [str(bin_ / "sluice"), "edge-agent"], env=environment, cwd=folder, stdout=log, stderr=log
         )
         try:
-            until(lambda: above.reported and above.reported[-1].bundle == made.digest)
+            until(lambda: above.runs().bundle == made.digest)
             yield Device(process, user, above)
         finally:
             process.terminate()

@@ -105,8 +105,8 @@ def _passing(error: DBAPIError) -> bool:
     return True
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the tables to the newest form; safe when several processes do it at once.
+def migrate(engine: Engine, form: str = "head") -> None:
+    """Bring the tables to a form, by default the newest; safe when several processes do it at once.
 
     Raises `TemporaryError` when the database is away.
     """
@@ -117,7 +117,7 @@ def migrate(engine: Engine) -> None:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, form)
 
 
 def wait_for_database(engine: Engine, stop: threading.Event) -> bool:

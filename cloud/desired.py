@@ -1,6 +1,7 @@
 """What devices shall run: revisions that rise, signed states that Kafka has confirmed.
 
-Used inside a transaction: a state is on record only when it was published, and what fails leaves nothing.
+Used inside a transaction: a state is on record only when it was published, and what fails leaves nothing. A device
+has one state for all its models; what changes one of them leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -16,25 +17,50 @@ from cloud.service import Service
 from cloud.tables import devices, now_us
 from sluice.doors.kafka import KafkaWriter
 from sluice.wire import names
-from sluice.wire.state import Desired, seal
+from sluice.wire.errors import PermanentError
+from sluice.wire.state import MODELS_MOST, Desired, Run, seal
 
 
-def next_revisions(connection: Connection, chosen: list[str] | None) -> dict[str, int]:
-    """The next revision of each chosen device (None: of all), above its last and never below the time in ms.
+def next_states(connection: Connection, chosen: list[str] | None) -> list[Desired]:
+    """What each chosen device (None: all) runs as desired until now, under its next revision, to be changed.
 
-    The time serves should the table be lost. Raises 404 for a device that is not there, or when there is none at all.
+    A revision is above the device's last and never below the time in ms, which serves should the table be lost. Raises
+    404 for a device that is not there, or when there is none at all.
     """
-    known = select(devices.c.device_id, devices.c.revision).order_by(devices.c.device_id).with_for_update()
+    known = select(devices.c.device_id, devices.c.revision, devices.c.desired).order_by(devices.c.device_id)
     if chosen is not None:
         known = known.where(devices.c.device_id.in_(chosen))
-    last: dict[str, int] = dict(connection.execute(known).all())
+    rows = connection.execute(known.with_for_update()).all()
     for name in chosen or ():
-        if name not in last:
+        if name not in {row.device_id for row in rows}:
             raise missing("device", name)
-    if not last:
+    if not rows:
         raise HTTPException(404, "there are no devices: register one first")
     now_ms = time.time_ns() // 1_000_000
-    return {name: max(revision + 1, now_ms) for name, revision in last.items()}
+    return [
+        Desired(
+            device_id=row.device_id,
+            revision=max(row.revision + 1, now_ms),
+            runs=Desired.model_validate(row.desired).runs if row.desired else (),
+        )
+        for row in rows
+    ]
+
+
+def with_run(state: Desired, run: Run) -> Desired:
+    """`state` with `run` for its model, brought by this revision; `PermanentError` when the device has no room."""
+    runs = {known.model: known for known in state.runs}
+    runs[run.model] = run.model_copy(update={"revision": state.revision})
+    if len(runs) > MODELS_MOST:
+        raise PermanentError(f"device {state.device_id!r} runs {MODELS_MOST} models already: take one off first")
+    return state.model_copy(update={"runs": tuple(runs.values())})
+
+
+def without_model(state: Desired, model: str) -> Desired:
+    """`state` without `model`; 404 when the device is not told to run it."""
+    if state.run_of(model) is None:
+        raise missing(f"model on device {state.device_id!r} that is called", model)
+    return state.model_copy(update={"runs": tuple(run for run in state.runs if run.model != model)})
 
 
 def record(connection: Connection, states: Iterable[Desired]) -> None:

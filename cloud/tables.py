@@ -141,6 +141,7 @@ rollouts = Table(
     Column("id", String(40), primary_key=True),
     Column("bundle", String(64), ForeignKey("bundles.digest"), nullable=False),
     Column("operating_point", String(63), nullable=False),
+    Column("bounds", JSON),
     Column("created_at", BigInteger, nullable=False),
 )
 

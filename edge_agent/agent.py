@@ -7,7 +7,6 @@ acknowledged that could be lost, and nothing is published that a power cut could
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
 import time
@@ -17,12 +16,15 @@ from typing import Any
 
 from edge_agent.asking import Asked, Asker
 from edge_agent.audit import audits
+from edge_agent.changes import Changes
 from edge_agent.intake import Complete, Intake
 from edge_agent.mailbox import Mailbox
 from edge_agent.outbox import Outbox
+from edge_agent.reports import Reports
+from edge_agent.running import Model, Models
 from edge_agent.settings import EdgeSettings
 from edge_agent.store import Store
-from edge_agent.updates import Measured, Prepared, Updater, keep_only, prepare_local
+from edge_agent.updates import Report, Updater
 from sluice.daemon.life import READY
 from sluice.daemon.watchdog import Watchdog
 from sluice.doors.mqtt import Incoming, MqttDoor
@@ -32,27 +34,13 @@ from sluice.wire import messages, metrics
 from sluice.wire.codec import encode_tensor
 from sluice.wire.errors import PermanentError, UnknownSchemaError
 from sluice.wire.messages import Offload, Outcome, Prediction
-from sluice.wire.names import LETTER_KIND, MqttTopics
-from sluice.wire.profile import Profile, parse_profile
-from sluice.wire.state import (
-    MAX_STATE_BYTES,
-    DeadLetter,
-    Desired,
-    DeviceStatus,
-    Receipt,
-    Reported,
-    parse_state,
-    unseal,
-)
+from sluice.wire.names import MqttTopics
+from sluice.wire.state import DeviceStatus, Receipt, Reported, parse_state
 
 log = logging.getLogger(__name__)
 
 LAZY_COMMIT_S = 0.3
 """Longest time that deletions wait for a transaction to go along with."""
-LETTER_DATA_BYTES = (MAX_STATE_BYTES - 10_000) * 3 // 4
-"""Bytes of a bad payload that go into a dead letter, which is state in its size: base64, reason and origin fit too."""
-LETTERS_MOST = 200
-"""Dead letters that are kept in memory while the link is down."""
 VERSION = version("sluice")
 
 
@@ -84,25 +72,18 @@ class Agent:
             will=(topics.of(device, "status"), self._status("offline")),
         )
         self.outbox = Outbox(settings, self.store, self.sensor, self.uplink)
+        self.reports = Reports(settings, self.uplink)
+        self.models = Models(self.store)
         self.updater = Updater(settings, self.mail.put)
+        self.changes = Changes(settings, self.store, self.models, self.reports, self.updater)
         self.asker = Asker(settings, self.store.epoch, self.mail.put)
-        self.desired: Desired | None = None
-        self.stage: Stage | None = None
         self.watchdog = Watchdog()
-        self.revision = int(self.store.fact("revision") or b"0")
-        self.since_us = 0
-        self.last_error: str | None = None
-        self.measured: Profile | None = None
         self._to_ack: list[Incoming] = []
-        self._letters: list[DeadLetter] = []
-        self._report_due = False
-        self._next_report = 0.0
-        self._told_counters = self._counters()
         self._tidied = 0
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then leave in good order."""
-        self._take_up()
+        self.changes.take_up()
         self.sensor.start()
         self.uplink.start()
         log.info(READY, extra={"device_id": self.settings.device_id})
@@ -111,10 +92,10 @@ class Agent:
         while not stop.is_set():
             self.watchdog.alive()
             timeout = min(self.outbox.next_due() - time.monotonic(), LAZY_COMMIT_S)
-            for event in self.mail.take(timeout, or_reading=self.stage is not None):
+            for event in self.mail.take(timeout, or_reading=self.models.any_runs):
                 self._handle(event)
-            if self.stage is not None:
-                self._infer(self.stage, self.mail.take_readings(self.settings.batch_most))
+            if self.models.any_runs:
+                self._infer(self.mail.take_readings(self.settings.batch_most))
             self.outbox.tick()
             if self.asker.idle:
                 self.asker.ask(self.outbox.overdue())
@@ -126,48 +107,42 @@ class Agent:
         self.mail.close()
         self.updater.close()
         self.asker.close()
+        self.models.stop()
         self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("offline"), retain=True)
         self.sensor.stop()
         self.uplink.stop()
         self.store.close()
 
-    def _infer(self, stage: Stage, readings: list[Incoming]) -> None:
-        """From readings to outcomes, in the outbox."""
-        inputs = {stage.manifest.model: stage.manifest.inputs}
-        works: list[Work] = []
+    def _infer(self, readings: list[Incoming]) -> None:
+        """From readings to outcomes, in the outbox: the samples of each model are a batch."""
+        inputs, works = self.models.inputs(), dict[str, list[Work]]()
         for incoming in readings:
             self._to_ack.append(incoming)
             try:
                 made = self.intake.take(incoming, inputs)
             except PermanentError as error:
                 metrics.EDGE_BAD_READINGS.inc()
-                self._refuse(str(error), incoming)
+                self._refuse(str(error), incoming.topic, incoming.payload)
                 continue
-            works += [Work(self._offload(stage, one), one.tensors) for one in made]
-        if not works:
-            return
-        assert self.desired is not None
-        point = stage.manifest.operating_point(self.desired.operating_point)
-        if share_of(point, "edge"):
-            outcomes = step(stage, works)
-            audited = audits(stage, works, outcomes, self.settings.audit_share, self.store.new_seq)
-            self.outbox.add(outcomes + audited)
-        else:
-            self.outbox.add(self._raw(stage, work) for work in works)
+            for one in made:
+                works.setdefault(one.model, []).append(Work(self._offload(one), one.tensors))
+        for name, batch in works.items():
+            self.outbox.add(self._outcomes(self.models[name], batch))
+            self.changes.judge(name)
 
-    def _offload(self, stage: Stage, complete: Complete) -> Offload:
+    def _offload(self, complete: Complete) -> Offload:
         """A new sample at the beginning of its way."""
-        assert self.desired is not None
-        point = stage.manifest.operating_point(self.desired.operating_point)
+        model = self.models[complete.model]
+        assert model.stage is not None
         return Offload(
             device_id=self.settings.device_id,
             epoch=self.store.epoch,
             seq=self.store.new_seq(),
             source_id=complete.source_id,
-            model=stage.manifest.model,
-            bundle=stage.digest,
-            operating_point=point.id,
-            tier=point.placement[0],
+            model=complete.model,
+            bundle=model.stage.digest,
+            operating_point=model.point.id,
+            tier=model.point.placement[0],
             next_segment=0,
             tensors=(),
             beliefs=(),
@@ -175,31 +150,66 @@ class Agent:
             ttl_ms=int(self.settings.sample_ttl_s * 1000),
         )
 
-    def _raw(self, stage: Stage, work: Work) -> Outcome:
-        """The raw input, offloaded: no segment is placed on the edge."""
-        point = stage.manifest.operating_point(work.offload.operating_point)
-        specs = stage.manifest.inputs
-        return replace(work.offload, tensors=tuple(encode_tensor(work.tensors[s.name], s, point.codec) for s in specs))
+    def _outcomes(self, model: Model, works: list[Work]) -> list[Outcome]:
+        """What comes of a batch of one model. Whatever its run raises is an error of that run, and no one else's."""
+        assert model.stage is not None
+        begun = time.perf_counter_ns()
+        try:
+            outcomes = _work(model.stage, works)
+        except Exception as error:
+            failed = f"{type(error).__name__}: {error}"
+        else:
+            ms = (time.perf_counter_ns() - begun) / 1e6 / len(works)
+            for outcome in outcomes:
+                model.note(exited=isinstance(outcome, Prediction), ms=ms)
+            return outcomes + self._audits(model, works, outcomes)
+        # the exception is gone by now, and with it its hold on the runtime's memory
+        if len(works) > 1:
+            return [outcome for work in works for outcome in self._outcomes(model, [work])]
+        model.note(failed=True)
+        return self._without_run(model, works[0], failed)
+
+    def _audits(self, model: Model, works: list[Work], outcomes: list[Outcome]) -> list[Outcome]:
+        """The audits of a batch. One that fails takes nothing from the samples, which are answered."""
+        assert model.stage is not None
+        try:
+            return audits(model.stage, works, outcomes, self.settings.audit_share, self.store.new_seq)
+        except Exception as error:
+            model.note(failed=True)
+            self.reports.fault(f"{works[0].offload.model}: an audit failed: {type(error).__name__}: {error}")
+            return []
+
+    def _without_run(self, model: Model, work: Work, failed: str) -> list[Outcome]:
+        """A sample that its run cannot work on is the run before's, if that is at hand, or a dead letter."""
+        offload = work.offload
+        before = model.for_before(work)
+        if before is not None and model.ready is not None:
+            try:
+                return _work(model.ready, [before])
+            except Exception as error:
+                failed += f"; the run before: {type(error).__name__}: {error}"
+        reason = f"{offload.model} at revision {model.revision} cannot work on sample {offload.seq}: {failed}"
+        data = b"".join(tensor.tobytes() for tensor in work.tensors.values())
+        self._refuse(reason, f"{offload.model} {offload.source_id or ''}".strip(), data)
+        return []
 
     def _handle(self, event: object) -> None:
         """One event that is not a reading."""
         if isinstance(event, int):
             self.outbox.published(event)
-        elif isinstance(event, Prepared):
-            self._prepared(event)
-        elif isinstance(event, Measured):
-            self._take_measured(event)
         elif isinstance(event, Asked):
             self.outbox.asked(event)
+        elif isinstance(event, Report):
+            self.changes.take(event)
         elif event == "up":
             self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("online"), retain=True)
             self.outbox.link_is_up()
-            self._report_due = True
+            self.reports.due = True
         elif isinstance(event, Incoming):
             try:
                 self._from_above(event)
             except (PermanentError, UnknownSchemaError) as error:
-                self._refuse(str(error), event)
+                self._refuse(str(error), event.topic, event.payload)
                 self.uplink.ack(event)
 
     def _from_above(self, incoming: Incoming) -> None:
@@ -215,87 +225,13 @@ class Agent:
             if receipt.epoch == self.store.epoch:
                 self.outbox.receipt(receipt.seqs)
         elif kind == "desired" and incoming.payload:
-            self._desire(incoming.payload)
+            self.changes.desire(incoming.payload)
         self.uplink.ack(incoming)
 
-    def _desire(self, envelope: bytes) -> None:
-        """A desired state arrived: order it if it is ours, signed, and newer than what was looked at."""
-        desired = unseal(envelope, self.settings.device_id, self.settings.public_keys)
-        if desired.revision == self.revision:
-            return
-        if desired.revision < self.revision:
-            raise PermanentError(f"desired revision {desired.revision} is older than {self.revision}")
-        self.updater.order(desired, envelope)
-
-    def _prepared(self, result: Prepared) -> None:
-        """The updater is through with a desired state: switch, or say why not and go on as before."""
-        self._report_due = True
-        if not result.final:
-            self.last_error = result.error
-            return
-        self.revision = max(self.revision, result.desired.revision)
-        self.store.set_fact("revision", str(self.revision).encode())
-        self.store.dirty = True
-        if result.stage is None:
-            self.last_error = f"revision {result.desired.revision} refused: {result.error}"
-            log.error(self.last_error)
-            return
-        before = self.desired
-        self.stage, self.desired, self.last_error = result.stage, result.desired, None
-        self.since_us = time.time_ns() // 1000
-        self.store.set_fact("desired", result.envelope)
-        kept = {result.desired.bundle, before.bundle if before else "", self.updater.ordered}
-        keep_only(self.settings.data, kept)
-        log.info(
-            "runs bundle %s… at operating point %s",
-            result.desired.bundle[:12],
-            result.desired.operating_point,
-            extra={"device_id": self.settings.device_id, "model": result.desired.model},
-        )
-        answered = self.measured.request if self.measured else None
-        if result.desired.profile not in (None, answered):
-            self.updater.measure(result.desired)
-
-    def _take_measured(self, result: Measured) -> None:
-        """The updater has measured the segments, or could not."""
-        self._report_due = True
-        if result.profile is None:
-            self.last_error = f"profile {result.desired.profile}: {result.error}"
-            log.error(self.last_error)
-            return
-        self.measured = result.profile
-        self.store.set_fact("measured", result.profile.model_dump_json().encode())
-        self.store.dirty = True
-        log.info("measured %d segments", len(result.profile.segments), extra={"model": result.desired.model})
-
-    def _take_up(self) -> None:
-        """Run what ran before the restart, from what is on the device."""
-        measured = self.store.fact("measured")
-        if measured is not None:
-            try:
-                self.measured = parse_profile(measured)
-            except PermanentError as error:
-                log.warning("what was measured before cannot be read: %s", error)
-        envelope = self.store.fact("desired")
-        if envelope is None:
-            return
-        try:
-            desired = unseal(envelope, self.settings.device_id, self.settings.public_keys)
-            self._prepared(Prepared(desired, envelope, prepare_local(self.settings, desired)))
-        except PermanentError as error:
-            self.last_error = f"what ran before cannot be taken up: {error}"
-            log.error(self.last_error)
-            self.revision = max(0, self.revision - 1)  # what was looked at last is looked at again, nothing older
-            self._report_due = True
-
-    def _refuse(self, reason: str, incoming: Incoming) -> None:
+    def _refuse(self, reason: str, origin: str, data: bytes) -> None:
         """Bad input: it is sent up as a dead letter and reported, and the next one is served."""
-        log.error("refused: %s", reason, extra={"topic": incoming.topic})
         self.outbox.counters["refused"] += 1
-        self.last_error = reason[:500]
-        self._report_due = True
-        data = base64.b64encode(incoming.payload[:LETTER_DATA_BYTES]).decode()
-        self._letters.append(DeadLetter(reason=reason[:1000], origin=incoming.topic[:300], data=data))
+        self.reports.refuse(reason, origin, data)
 
     def _after_commit(self) -> None:
         """What was made durable may be seen now."""
@@ -304,47 +240,37 @@ class Agent:
         self._tidied += len(self._to_ack)
         self._to_ack.clear()
         self.outbox.after_commit()
-        device = self.settings.device_id
-        if self.uplink.up.is_set():
-            for letter in self._letters:
-                self.uplink.publish(self.topics.of(device, LETTER_KIND), letter.model_dump_json().encode())
-            self._letters.clear()
-            now = time.monotonic()
-            if now >= self._next_report and self._counters() != self._told_counters:
-                self._report_due = True
-            if self._report_due:
-                self._report_due = False
-                self._told_counters = self._counters()
-                self._next_report = now + self.settings.report_interval_s
-                self.uplink.publish(
-                    self.topics.of(device, "reported"),
-                    self._reported().model_dump_json().encode(),
-                    retain=True,
-                )
-        elif len(self._letters) > LETTERS_MOST:
-            del self._letters[:-LETTERS_MOST]
+        self.changes.after_commit()
+        self.reports.after_commit(self._reported, {**self.outbox.counters, **self.intake.counters})
         if self._tidied >= 1000:
             self._tidied = 0
             self.store.forget_seen(self.settings.source_ids_kept)
 
-    def _counters(self) -> dict[str, int]:
-        return {**self.outbox.counters, **self.intake.counters}
-
-    def _reported(self) -> Reported:
-        desired = self.desired
+    def _reported(self, counters: dict[str, int]) -> Reported:
         return Reported(
             device_id=self.settings.device_id,
-            revision=self.revision,
-            model=desired.model if desired else None,
-            bundle=desired.bundle if desired else None,
-            operating_point=desired.operating_point if desired else None,
-            since_us=self.since_us,
-            last_error=self.last_error,
+            revision=self.changes.revision,
+            runs=self.models.told(),
+            last_error=self.reports.last_error,
             agent_version=VERSION,
             profile=profile(),
-            measured=self.measured,
-            counters=self._counters() | {"store_commits": self.store.commits},
+            measured=self.changes.measured,
+            counters=counters | {"store_commits": self.store.commits},
         )
 
     def _status(self, status: Any) -> bytes:
         return DeviceStatus(device_id=self.settings.device_id, status=status).model_dump_json().encode()
+
+
+def _work(stage: Stage, works: list[Work]) -> list[Outcome]:
+    """One step of the device; where no segment is placed on it, the raw input, offloaded."""
+    point = stage.route(works[0].offload.operating_point).point
+    if share_of(point, "edge"):
+        return step(stage, works)
+    return [
+        replace(
+            work.offload,
+            tensors=tuple(encode_tensor(work.tensors[s.name], s, point.codec) for s in stage.manifest.inputs),
+        )
+        for work in works
+    ]

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from edge_agent.intake import check_schemas
+from edge_agent.running import read_kept
 from edge_agent.settings import EdgeSettings
 from edge_agent.updates import prepare_local
 from sluice.doors.http import HttpDoor
 from sluice.doors.mqtt import MqttBroker, MqttDoor
 from sluice.stage.segment import profile
 from sluice.wire.errors import PermanentError, SluiceError, TemporaryError
-from sluice.wire.state import unseal
 
 PATIENCE_S = 5.0
 """How long a broker or the control plane has to answer."""
@@ -97,15 +97,21 @@ def _bundle(settings: EdgeSettings) -> str:
         return "none yet: a rollout brings one"
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1.0) as store:
-            row = store.execute("SELECT value FROM facts WHERE name = 'desired'").fetchone()
+            row = store.execute("SELECT value FROM facts WHERE name = 'runs'").fetchone()
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             return "not looked at: an agent is at work here"
         raise PermanentError(f"store {path}: {error}") from error
     except sqlite3.DatabaseError as error:
         raise PermanentError(f"store {path}: {error}. A damaged store may be moved away") from error
-    if row is None:
+    kept = read_kept(row[0] if row else b"{}")
+    runs = {name: one.run for name, one in kept.items() if one.run is not None}
+    if not runs:
         return "none yet: a rollout brings one"
-    desired = unseal(row[0], settings.device_id, settings.public_keys)
-    stage = prepare_local(settings, desired)
-    return f"{desired.model} {stage.digest[:12]}… at {desired.operating_point}: whole, golden samples pass"
+    for name, run in runs.items():
+        try:
+            prepare_local(settings, run)
+        except PermanentError as error:
+            raise PermanentError(f"{name} {run.bundle[:12]}…: {error}") from error
+    told = [f"{name} {run.bundle[:12]}… at {run.operating_point}" for name, run in runs.items()]
+    return f"{', '.join(told)}: whole, golden samples pass"

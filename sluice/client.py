@@ -153,9 +153,14 @@ class Client:
         body = Question(epoch=epoch, seqs=list(seqs)).model_dump()
         return [unpack(text) for text in self._json("POST", f"/v1/devices/{device_id}/answers", body)["answers"]]
 
-    def request_profile(self, device_id: str) -> Json:
-        """Tell a device to measure the segments that it runs; `wait_for_profile` waits for the answer."""
-        return self._json("POST", f"/v1/devices/{device_id}/profile")
+    def take_off(self, device_id: str, model: str) -> Json:
+        """Tell a device to run a model no longer."""
+        return self._json("DELETE", f"/v1/devices/{device_id}/models/{model}")
+
+    def request_profile(self, device_id: str, model: str | None = None) -> Json:
+        """Tell a device to measure the segments that it runs (of `model`, or of its first model);
+        `wait_for_profile` waits for the answer."""
+        return self._json("POST", f"/v1/devices/{device_id}/profile", params=_given({"model": model}))
 
     def wait_for_profile(self, request: Json, timeout_s: float) -> Json:
         """The profile (`sluice.wire.profile`) that answers a request.
@@ -174,10 +179,19 @@ class Client:
                 raise TemporaryError(f"after {timeout_s:g} s device {request['device_id']!r} has not answered")
             time.sleep(POLL_S)
 
-    def roll_out(self, bundle: str, devices: Sequence[str] | str = "all", operating_point: str = "default") -> Json:
-        """Tell devices (a list of names, or `all`) to run a bundle at one of its operating points."""
+    def roll_out(
+        self,
+        bundle: str,
+        devices: Sequence[str] | str = "all",
+        operating_point: str = "default",
+        bounds: Json | None = None,
+    ) -> Json:
+        """Tell devices (a list of names, or `all`) to run a bundle at one of its operating points.
+
+        `bounds` (`sluice.wire.state.Bounds`): what the run has to keep to, or a device goes back by itself.
+        """
         wanted = devices if isinstance(devices, str) else list(devices)
-        body = {"bundle": bundle, "devices": wanted, "operating_point": operating_point}
+        body = {"bundle": bundle, "devices": wanted, "operating_point": operating_point, "bounds": bounds}
         return self._json("POST", "/v1/rollouts", body)
 
     def rollout(self, rollout_id: str) -> Json:

@@ -144,15 +144,41 @@ def rollout(
     bundle: Annotated[str, typer.Argument(help="Digest of the bundle.")],
     device: Annotated[list[str] | None, typer.Option(help="To this device; may be repeated. Default: all.")] = None,
     operating_point: Annotated[str, typer.Option(help="One that the bundle lists.")] = "default",
+    errors_most: Annotated[
+        float | None, typer.Option(help="Bound: largest share of samples that cannot be worked on.")
+    ] = None,
+    latency_most_ms: Annotated[
+        float | None, typer.Option(help="Bound: largest mean of the device's own processing of a sample.")
+    ] = None,
+    exit_share_least: Annotated[
+        float | None, typer.Option(help="Bound: least share of samples that are answered on the device.")
+    ] = None,
+    exit_share_most: Annotated[float | None, typer.Option(help="Bound: largest such share.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples that bounds are judged over.")] = None,
+    watch_s: Annotated[
+        float | None, typer.Option(help="How long bounds are watched, in seconds. Default: as long as it runs.")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until all devices have answered.")] = True,
     timeout_s: Annotated[float, typer.Option(help="Longest wait in seconds.")] = ROLLOUT_S,
     as_json: AsJson = False,
     url: Url = None,
     token: Token = None,
 ) -> None:
-    """Bring a bundle to devices, or move them to another of its operating points."""
+    """Bring a bundle to devices, or move them to another of its operating points.
+
+    A device that leaves a bound goes back by itself to what it ran before, and then counts as failed.
+    """
+    given: dict[str, Any] = {
+        "errors_most": errors_most,
+        "latency_most_ms": latency_most_ms,
+        "exit_share_least": exit_share_least,
+        "exit_share_most": exit_share_most,
+        "samples": samples,
+        "watch_s": watch_s,
+    }
+    bounds = {name: value for name, value in given.items() if value is not None}
     with _client(url, token) as client:
-        begun = client.roll_out(bundle, device or "all", operating_point)
+        begun = client.roll_out(bundle, device or "all", operating_point, bounds or None)
         if wait:
             begun = client.wait_for_rollout(begun["id"], timeout_s)
     if as_json:
@@ -181,10 +207,15 @@ def list_devices(context: typer.Context, as_json: AsJson = False, url: Url = Non
     rows = []
     for device in found:
         reported = device["reported"] or {}
-        bundle = (reported.get("bundle") or "")[:12]
-        point, error = reported.get("operating_point"), reported.get("last_error")
-        rows.append((device["device_id"], device["status"], reported.get("model"), bundle, point, error))
-    _show(("device", "status", "model", "bundle", "operating point", "last error"), rows)
+        name, status, last = device["device_id"], device["status"], reported.get("last_error")
+        told = [
+            (run["model"], (run.get("bundle") or "")[:12], run.get("operating_point"), run.get("error"))
+            for run in reported.get("runs", ())
+        ]
+        for model, bundle, point, error in told or [(None, None, None, None)]:
+            rows.append((name, status, model, bundle, point, error or last))
+            name = status = last = None  # once for a device
+    _show(("device", "status", "model", "bundle", "operating point", "error"), rows)
 
 
 @devices.command("add")
@@ -209,12 +240,26 @@ def add_device(
     print(f"settings of {name} are in {out}")
 
 
+@devices.command("take-off")
+def take_off(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    model: Annotated[str, typer.Argument(help="The model that it shall run no longer.")],
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Take a model off a device; its other models go on. A rollout brings it again."""
+    with _client(url, token) as client:
+        client.take_off(name, model)
+    print(f"{name} is told to run {model} no longer")
+
+
 @devices.command("profile")
 def profile_device(
     name: Annotated[str, typer.Argument(help="The device's name.")],
     out: Annotated[
         Path | None, typer.Option(help="Write the profile here; `sluice partition --device` reads it.")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model, if it runs several.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait in seconds.")] = PROFILE_S,
     as_json: AsJson = False,
     url: Url = None,
@@ -225,7 +270,7 @@ def profile_device(
     from sluice.wire.profile import Profile
 
     with _client(url, token) as client:
-        asked = client.request_profile(name)
+        asked = client.request_profile(name, model)
         found = _waiting(f"{name} measures", lambda: client.wait_for_profile(asked, timeout_s), as_json)
     tell_profile(Profile.model_validate(found), out, as_json)
 

@@ -7,18 +7,17 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from cloud import tokens
 from cloud.database import reading, writing
-from cloud.desired import next_revisions, publish, record
+from cloud.desired import next_states, publish, record, without_model
 from cloud.problems import missing
 from cloud.service import ServiceDep
-from cloud.tables import device_states, devices, now_us, rollout_devices
+from cloud.tables import device_states, devices, now_us
 from sluice.wire.names import Name
 from sluice.wire.signing import public_text
-from sluice.wire.state import Desired
 
 router = APIRouter(tags=["devices"])
 
@@ -102,25 +101,30 @@ class ProfileRequest(BaseModel):
 
 
 @router.post("/devices/{device_id}/profile", status_code=202)
-def request_profile(service: ServiceDep, device_id: str) -> ProfileRequest:
-    """Tell a device to measure the segments that it runs, and to go on running them.
+def request_profile(service: ServiceDep, device_id: str, model: Name | None = None) -> ProfileRequest:
+    """Tell a device to measure the segments that it runs (of `model`, or of the first), and to go on running them.
 
-    404: no such device; 409: it was never told what to run; 503: Kafka is away.
+    404: no such device, or it does not run that model; 409: it was never told what to run; 503: Kafka is away.
     """
     profile = f"profile-{secrets.token_hex(6)}"
     with writing(service.engine) as connection:
-        revision = next_revisions(connection, [device_id])[device_id]
-        known = select(devices.c.desired, devices.c.revision).where(devices.c.device_id == device_id)
-        before = connection.execute(known).mappings().one()
-        if before["desired"] is None:
+        (state,) = next_states(connection, [device_id])
+        if not state.runs:
             raise HTTPException(409, f"device {device_id!r} runs nothing yet: roll out a bundle to it first")
-        state = Desired.model_validate(before["desired"] | {"revision": revision, "profile": profile})
-        # it shall run what its rollout brought, so it is that rollout's still
-        connection.execute(
-            update(rollout_devices)
-            .where(rollout_devices.c.device_id == device_id, rollout_devices.c.revision == before["revision"])
-            .values(revision=revision)
-        )
+        if model is not None and state.run_of(model) is None:
+            raise missing(f"model on device {device_id!r} that is called", model)
+        state = state.model_copy(update={"profile": profile, "profile_model": model})
         record(connection, [state])
         publish(service, [state])
-    return ProfileRequest(device_id=device_id, revision=revision, profile=profile)
+    return ProfileRequest(device_id=device_id, revision=state.revision, profile=profile)
+
+
+@router.delete("/devices/{device_id}/models/{model}")
+def take_off(service: ServiceDep, device_id: str, model: Name) -> DeviceView:
+    """Tell a device to run a model no longer; its others go on. 404: no such device or model; 503: Kafka is away."""
+    with writing(service.engine) as connection:
+        (state,) = next_states(connection, [device_id])
+        state = without_model(state, model)
+        record(connection, [state])
+        publish(service, [state])
+    return get_device(service, device_id)

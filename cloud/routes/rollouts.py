@@ -15,13 +15,13 @@ from sqlalchemy import Connection, insert, select
 
 from cloud.bundles import read_manifest
 from cloud.database import reading, writing
-from cloud.desired import next_revisions, publish, record
+from cloud.desired import next_states, publish, record, with_run
 from cloud.problems import missing
 from cloud.service import ServiceDep
-from cloud.tables import device_states, devices, now_us, rollout_devices, rollouts
+from cloud.tables import bundles, device_states, devices, now_us, rollout_devices, rollouts
 from cloud.topics import ensure_fixed_topics, offload_topics
 from sluice.wire.names import Name, Sha256
-from sluice.wire.state import Desired
+from sluice.wire.state import Bounds, Desired, Run
 
 router = APIRouter(tags=["rollouts"])
 
@@ -34,10 +34,12 @@ class NewRollout(BaseModel):
     bundle: Sha256
     operating_point: Name = "default"
     devices: list[Name] | Literal["all"] = Field(min_length=1)
+    bounds: Bounds | None = None
+    """What the run has to keep to, or the device goes back to the run before; none given: those of `Bounds()`."""
 
 
 class RolloutDevice(BaseModel):
-    """How far one device is. `superseded`: a later rollout told it something else."""
+    """How far one device is. `failed`: it refused, or went back by itself. `superseded`: it was told something else."""
 
     device_id: str
     revision: int
@@ -51,6 +53,7 @@ class RolloutView(BaseModel):
     id: str
     bundle: str
     operating_point: str
+    bounds: Bounds | None
     created_at: int
     devices: list[RolloutDevice]
 
@@ -62,18 +65,10 @@ def start_rollout(service: ServiceDep, new: NewRollout) -> RolloutView:
     manifest.operating_point(new.operating_point)
     ensure_fixed_topics(service.settings, offload_topics(manifest))
     rollout = f"rollout-{secrets.token_hex(6)}"
+    run = Run(model=manifest.model, bundle=new.bundle, operating_point=new.operating_point, bounds=new.bounds)
+    chosen = None if new.devices == "all" else list(dict.fromkeys(new.devices))
     with writing(service.engine) as connection:
-        wanted = next_revisions(connection, None if new.devices == "all" else list(dict.fromkeys(new.devices)))
-        states = [
-            Desired(
-                device_id=device,
-                revision=revision,
-                model=manifest.model,
-                bundle=new.bundle,
-                operating_point=new.operating_point,
-            )
-            for device, revision in wanted.items()
-        ]
+        states = [with_run(state, run) for state in next_states(connection, chosen)]
         _record(connection, rollout, new, states)
         publish(service, states)
     return get_rollout(service, rollout)
@@ -84,6 +79,7 @@ def _record(connection: Connection, rollout: str, new: NewRollout, states: list[
         "id": rollout,
         "bundle": new.bundle,
         "operating_point": new.operating_point,
+        "bounds": None if new.bounds is None else new.bounds.model_dump(),
         "created_at": now_us(),
     }
     connection.execute(insert(rollouts).values(row))
@@ -114,27 +110,28 @@ def get_rollout(service: ServiceDep, rollout_id: str) -> RolloutView:
 
 def _view(connection: Connection, rollout: Any) -> RolloutView:
     wanted = (
-        select(rollout_devices, devices.c.revision.label("newest"), device_states.c.reported)
+        select(rollout_devices, bundles.c.model, devices.c.desired, device_states.c.reported)
         .join(devices, devices.c.device_id == rollout_devices.c.device_id)
+        .join(bundles, bundles.c.digest == rollout["bundle"])
         .outerjoin(device_states, device_states.c.device_id == rollout_devices.c.device_id)
         .where(rollout_devices.c.rollout == rollout["id"])
         .order_by(rollout_devices.c.device_id)
     )
-    shown = []
-    for row in connection.execute(wanted).mappings():
-        reported = row["reported"] or {}
-        state = _state(rollout, row, reported)
-        last_error = reported.get("last_error") if state in ("failed", "pending") else None
-        shown.append(
-            RolloutDevice(device_id=row["device_id"], revision=row["revision"], state=state, last_error=last_error)
-        )
-    return RolloutView(**rollout, devices=shown)
+    return RolloutView(**rollout, devices=[_device(row) for row in connection.execute(wanted).mappings()])
 
 
-def _state(rollout: Any, row: Any, reported: dict[str, Any]) -> State:
-    if row["newest"] > row["revision"]:
-        return "superseded"
-    if reported.get("revision", 0) < row["revision"]:
-        return "pending"
-    wanted = (rollout["bundle"], rollout["operating_point"])
-    return "done" if (reported.get("bundle"), reported.get("operating_point")) == wanted else "failed"
+def _device(row: Any) -> RolloutDevice:
+    desired, reported = Desired.model_validate(row["desired"]), row["reported"] or {}
+    now = desired.run_of(row["model"])
+    runs: dict[str, Any] = next((run for run in reported.get("runs", ()) if run["model"] == row["model"]), {})
+    state: State
+    error: str | None = None
+    if now is None or now.revision > row["revision"]:
+        state = "superseded"
+    elif reported.get("revision", 0) < row["revision"]:
+        state, error = "pending", reported.get("last_error")
+    elif runs.get("revision") == row["revision"]:
+        state = "done"
+    else:
+        state, error = "failed", runs.get("error") or reported.get("last_error")
+    return RolloutDevice(device_id=row["device_id"], revision=row["revision"], state=state, last_error=error)

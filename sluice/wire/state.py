@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from sluice.wire import signing
 from sluice.wire.errors import PermanentError
@@ -19,6 +19,8 @@ from sluice.wire.names import Int64, Name, Sha256
 from sluice.wire.profile import Profile
 
 MAX_STATE_BYTES = 64_000
+MODELS_MOST = 16
+"""Models on one device."""
 Epoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -28,16 +30,73 @@ class State(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class Bounds(State):
+    """What a new run has to keep to; a device on which it leaves them goes back to the run before by itself.
+
+    Judged over the last `samples` samples: as soon as so many of them are bad that the whole window cannot keep to the
+    bound any more, the bound is left.
+    """
+
+    samples: int = Field(default=100, ge=1, le=100_000)
+    """Samples that are judged together."""
+    watch_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """How long after the switch (or the device's restart) it is watched; None: as long as it runs."""
+    errors_most: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of samples that could not be worked on."""
+    latency_most_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Largest mean of the device's own processing of a sample, ms."""
+    exit_share_least: float | None = Field(default=None, ge=0, le=1)
+    """Least share of samples that are answered on the device."""
+    exit_share_most: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of samples that are answered on the device."""
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Bounds:
+        least, most = self.exit_share_least, self.exit_share_most
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"exit share from {least:g} to {most:g} leaves no room")
+        return self
+
+
+class Run(State):
+    """One model on one device: which bundle, at which of its operating points, within which bounds."""
+
+    model: Name
+    bundle: Sha256
+    operating_point: Name
+    bounds: Bounds | None = None
+    """None: those of `Bounds()`."""
+    revision: int = Field(default=0, ge=0, lt=2**63)
+    """The desired revision that brought it, which a device tries once; 0: the one that it stands in."""
+
+
 class Desired(State):
     """What one device shall run. Revisions rise; a device ignores what is not above the last it obeyed."""
 
     device_id: Name
     revision: int = Field(ge=1, lt=2**63)
-    model: Name
-    bundle: Sha256
-    operating_point: Name
+    runs: tuple[Run, ...] = Field(max_length=MODELS_MOST)
+    """One for each model; none at all: the device rests."""
     profile: Name | None = None
-    """A request to measure the segments of the bundle on the device; one that it has answered is not repeated."""
+    """A request to measure the segments of a bundle on the device; one that it has answered is not repeated."""
+    profile_model: Name | None = None
+    """The model whose bundle is to be measured; None: the first of `runs`."""
+
+    @model_validator(mode="after")
+    def _runs_fit(self) -> Desired:
+        models = [run.model for run in self.runs]
+        if len(set(models)) < len(models):
+            raise ValueError("two runs are of one model")
+        if any(run.revision > self.revision for run in self.runs):
+            raise ValueError(f"a run is of a later revision than {self.revision}")
+        return self
+
+    def run_of(self, model: str) -> Run | None:
+        """The run of `model`, with the revision that brought it."""
+        for run in self.runs:
+            if run.model == model:
+                return run if run.revision else run.model_copy(update={"revision": self.revision})
+        return None
 
 
 class Signed(State):
@@ -47,24 +106,41 @@ class Signed(State):
     signature: str
 
 
+class Running(State):
+    """What a device runs of one model, and what went wrong with what it was told to run."""
+
+    model: Name
+    bundle: Sha256 | None = None
+    """None: it could never run what it was told to."""
+    operating_point: Name | None = None
+    since_us: Int64 = 0
+    """UTC microseconds by the device's clock, for people."""
+    revision: Int64 = 0
+    """The desired revision that brought it; after going back, that of the run before."""
+    error: str | None = Field(default=None, max_length=1000)
+    """Why a later revision was refused, or why the device went back from it."""
+
+
 class Reported(State):
     """What one device runs: the answer to `Desired`."""
 
     device_id: Name
     revision: Int64 = 0
     """The last desired revision that was looked at, whether it could be obeyed or not."""
-    model: Name | None = None
-    bundle: Sha256 | None = None
-    operating_point: Name | None = None
-    since_us: Int64 = 0
-    """UTC microseconds by the device's clock, for people."""
+    runs: tuple[Running, ...] = Field(default=(), max_length=2 * MODELS_MOST)
+    """By model: those that it runs, and those that it was told to run and could not."""
     last_error: str | None = None
+    """The last thing that went wrong, whatever it concerned."""
     agent_version: str
     profile: dict[str, str] = {}
     """What runs segments there: runtime, machine, Python."""
     measured: Profile | None = None
     """The answer to the last request for a profile; `measured.request` says to which."""
     counters: dict[str, Int64] = {}
+
+    def run_of(self, model: str) -> Running | None:
+        """What it says of `model`; None if it was never told to run it."""
+        return next((run for run in self.runs if run.model == model), None)
 
 
 class DeviceStatus(State):

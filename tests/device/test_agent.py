@@ -117,7 +117,7 @@ def test_a_reading_becomes_an_answer_there_or_from_above(
     with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
         above.desire(floats.desired(device))
         agent = start(processes, pi, agent_settings(floats, device, data, mosquitto, EDGE_ANSWER_TIMEOUT_S="600"))
-        until(lambda: above.reported and above.reported[-1].bundle == floats.digest)
+        until(lambda: above.runs().bundle == floats.digest)
         assert above.reported[-1].profile["machine"] == "aarch64"
         for i, sample in enumerate(floats.samples):
             user.measure(sample, f"r{i}")
@@ -161,19 +161,19 @@ def test_an_update_is_fetched_and_proven_and_a_bad_one_is_refused(
 
         above.desire(floats.desired(device, 1))
         agent = start(processes, pi, settings)
-        until(lambda: above.reported and above.reported[-1].bundle == floats.digest)
+        until(lambda: above.runs().bundle == floats.digest)
         answered_by(floats, "first")
         above.desire(integers.desired(device, 2))
-        until(lambda: above.reported[-1].bundle == integers.digest)
+        until(lambda: above.runs().bundle == integers.digest)
         answered_by(integers, "updated")
         above.desire(integers.desired(device, 3, bad))
         until(lambda: above.reported[-1].revision == 3)
         assert "fails its golden samples" in str(above.reported[-1].last_error)
-        assert above.reported[-1].bundle == integers.digest
+        assert above.runs().bundle == integers.digest
         answered_by(integers, "still")
         asked = len(control_plane.asked)
         above.desire(floats.desired(device, 4))
-        until(lambda: above.reported[-1].bundle == floats.digest)
+        until(lambda: above.runs().bundle == floats.digest)
         answered_by(floats, "back")
         assert not [path for path in control_plane.asked[asked:] if "/blobs/" in path], "it had them still"
         assert above.reported[-1].last_error is None
@@ -191,7 +191,7 @@ def test_killed_in_the_middle_it_takes_up_where_it_was(
         above.desire(integers.desired(device))
         settings = agent_settings(integers, device, data, mosquitto, EDGE_RECEIPT_TIMEOUT_S="1")
         agent = start(processes, pi, settings)
-        until(lambda: above.reported and above.reported[-1].bundle == integers.digest)
+        until(lambda: above.runs().bundle == integers.digest)
         for i, sample in enumerate(integers.samples):
             user.measure(sample, f"r{i}")
         until(lambda: len(user.finals()) >= 5)

@@ -52,15 +52,14 @@ def desire(whole: Whole, device: str, envelope: bytes) -> None:
 
 
 def runs_on(whole: Whole, said: dict[str, Any]) -> None:
-    assert said["bundle"] == whole.digest
+    assert said["runs"][0]["bundle"] == whole.digest
     sensor = acts.infer(whole.system, whole.held, whole.console, samples=20)
     assert all(told.finals and told.finals[0].bundle == whole.digest for told in sensor.told)
 
 
 def a_desire(whole: Whole, device: str, revision: int) -> state.Desired:
-    return state.Desired(
-        device_id=device, revision=revision, model=acts.MODEL, bundle=whole.digest, operating_point="no-exit"
-    )
+    run = state.Run(model=acts.MODEL, bundle=whole.digest, operating_point="no-exit")
+    return state.Desired(device_id=device, revision=revision, runs=(run,))
 
 
 def test_a_desired_state_that_someone_else_signed(whole: Whole, tmp_path: Path) -> None:
@@ -69,7 +68,7 @@ def test_a_desired_state_that_someone_else_signed(whole: Whole, tmp_path: Path) 
     desire(whole, device, state.seal(stranger, a_desire(whole, device, 10**15)))
     said = reported(whole, device, lambda said: "none of the trusted keys" in (said.get("last_error") or ""))
     runs_on(whole, said)
-    assert said["operating_point"] == "default"
+    assert said["runs"][0]["operating_point"] == "default"
 
 
 def test_an_older_revision_and_another_device_s(whole: Whole) -> None:

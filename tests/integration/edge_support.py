@@ -18,7 +18,7 @@ from sluice.wire import bundle as bundles
 from sluice.wire import messages, signing
 from sluice.wire.manifest import Manifest
 from sluice.wire.messages import Offload, Outcome, Prediction
-from sluice.wire.state import Desired, Receipt, Reported, parse_state, seal
+from sluice.wire.state import Bounds, Desired, Receipt, Reported, Run, Running, parse_state, seal
 from tests.brokers.mosquitto import Mosquitto
 
 WAIT_S = 60.0
@@ -65,18 +65,18 @@ class MadeBundle:
     def public_key(self) -> str:
         return signing.public_text(self.key)
 
-    def desired(self, device: str, revision: int = 1, digest: str | None = None, profile: str | None = None) -> bytes:
-        return seal(
-            self.key,
-            Desired(
-                device_id=device,
-                revision=revision,
-                model="columns",
-                bundle=digest or self.digest,
-                operating_point=POINT,
-                profile=profile,
-            ),
-        )
+    def desired(
+        self,
+        device: str,
+        revision: int = 1,
+        digest: str | None = None,
+        profile: str | None = None,
+        point: str = POINT,
+        bounds: Bounds | None = None,
+        others: tuple[Run, ...] = (),
+    ) -> bytes:
+        run = Run(model="columns", bundle=digest or self.digest, operating_point=point, bounds=bounds)
+        return seal(self.key, Desired(device_id=device, revision=revision, runs=(run, *others), profile=profile))
 
     def changed(self, folder: Path, **point: Any) -> str:
         """Another bundle under `folder`, with other fields in its operating point; returns its digest."""
@@ -220,6 +220,11 @@ class Above:
         self.door.publish(
             f"sluice/{self.device}/inbox", messages.encode(predict(offload, belief, "cloud", "final", "last"))
         )
+
+    def runs(self, model: str = "columns") -> Running:
+        """What the device reported last of a model; nothing that runs if it has said nothing yet."""
+        run = self.reported[-1].run_of(model) if self.reported else None
+        return run or Running(model=model)
 
     def desire(self, envelope: bytes) -> None:
         self.door.publish(f"sluice/{self.device}/desired", envelope, retain=True)

@@ -65,8 +65,8 @@ def start(processes: Processes, settings: dict[str, str]) -> Process:
 
 def runs(above: Above, made: MadeBundle) -> None:
     """Wait until the device reports that it runs the bundle."""
-    until(lambda: above.reported and above.reported[-1].bundle == made.digest)
-    assert above.reported[-1].operating_point == POINT
+    until(lambda: above.runs().bundle == made.digest)
+    assert above.runs().operating_point == POINT
 
 
 @pytest.mark.parametrize("mode", ["each", "batches"])
@@ -186,7 +186,7 @@ def test_what_it_cannot_run_is_refused_and_what_runs_goes_on(
         above.desire(made.desired(device, revision=5, digest=newer))
         until(lambda: above.reported[-1].revision == 5)
         assert "codec 'of-the-future' is unknown" in str(above.reported[-1].last_error)
-        assert above.reported[-1].bundle == made.digest
+        assert above.runs().bundle == made.digest
         above.desire(made.desired(device, revision=3))
         until(lambda: "older than 5" in str(above.reported[-1].last_error))
         user.measure(made.samples[0], "still")
@@ -220,7 +220,7 @@ def test_it_measures_its_segments_on_request_while_it_works(
         agent.stop()
         agent.start()
         reports = len(above.reported)
-        until(lambda: len(above.reported) > reports and above.reported[-1].bundle)
+        until(lambda: len(above.reported) > reports and above.runs().bundle)
         assert above.reported[-1].measured == first
         above.desire(made.desired(device, revision=3, profile="profile-2"))
         until(lambda: above.reported[-1].measured != first)

@@ -39,7 +39,7 @@ from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.profile import read_profile
-from sluice.wire.state import unseal
+from sluice.wire.state import Bounds, Desired, Run, unseal
 from tests.brokers.postgres import Postgres
 from tests.integration.cloud_support import Running, bundle_files, manifest_of, running, sha256
 
@@ -94,13 +94,13 @@ def data_stream(cloud: Running, topic: str, count: int = 3) -> str:
     return topic
 
 
-def make_bundle(folder: Path, programs: Path, **options: Any) -> Path:
-    runpy.run_path(str(programs / "bundle_maker.py"))["make_bundle"](folder, "digits", 1, **options)
+def make_bundle(folder: Path, programs: Path, name: str = "digits", **options: Any) -> Path:
+    runpy.run_path(str(programs / "bundle_maker.py"))["make_bundle"](folder, name, 1, **options)
     return folder
 
 
-def a_bundle(cloud: Running, tmp_path: Path) -> str:
-    folder = make_bundle(tmp_path / "bundle", tmp_path / "programs")
+def a_bundle(cloud: Running, tmp_path: Path, name: str = "digits") -> str:
+    folder = make_bundle(tmp_path / name, tmp_path / "programs", name)
     digest: str = cloud.http.post("/v1/bundles", files=bundle_files(folder)).json()["digest"]
     return digest
 
@@ -154,11 +154,12 @@ def test_from_a_model_to_a_rollout(cloud: Running, unique: str, tmp_path: Path) 
 
     rollout = client.roll_out(digest, ["pi-1"])
     state = unseal(desired_of(cloud, "pi-1", 1)[0], "pi-1", device["public_keys"])
-    assert (state.bundle, state.operating_point, state.model) == (digest, "default", "digits")
+    run = Run(model="digits", bundle=digest, operating_point="default", revision=state.revision)
+    assert state.runs == (run,)
     assert rollout["devices"] == [
         {"device_id": "pi-1", "revision": state.revision, "state": "pending", "last_error": None}
     ]
-    assert client.device("pi-1")["desired"] == state.model_dump()
+    assert client.device("pi-1")["desired"] == state.model_dump(mode="json")
 
 
 @pytest.mark.brokers
@@ -288,8 +289,10 @@ def test_rollouts_rise_in_revision_and_show_how_far_devices_are(cloud: Running, 
     assert [device["device_id"] for device in second["devices"]] == ["pi-1", "pi-2"]
     assert all(device["revision"] > before[device["device_id"]] for device in second["devices"])
     revision = second["devices"][0]["revision"]
-    reported = {"revision": revision, "bundle": digest, "operating_point": "all-fog", "last_error": None}
-    failed = {"revision": revision, "bundle": None, "operating_point": None, "last_error": "golden samples fail"}
+    ran = {"model": "digits", "bundle": digest, "operating_point": "all-fog", "revision": revision, "error": None}
+    reported = {"revision": revision, "runs": [ran], "last_error": None}
+    refused = {"model": "digits", "bundle": None, "revision": 0, "error": "golden samples fail"}
+    failed = {"revision": revision, "runs": [refused], "last_error": "something else"}
     with writing(cloud.service.engine) as connection:
         for name, state in (("pi-1", reported), ("pi-2", failed)):
             row = {"device_id": name, "reported": state, "reported_at": 1, "status": "online", "status_at": 1}
@@ -302,6 +305,54 @@ def test_rollouts_rise_in_revision_and_show_how_far_devices_are(cloud: Running, 
     topics = reader.topic_names()
     reader.close()
     assert {"sluice.offload.cloud.digits", "sluice.offload.fog.digits", names.DESIRED} <= topics
+
+
+def test_a_device_runs_several_models_and_each_rollout_changes_one(
+    cloud: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits, doors = a_bundle(cloud, tmp_path), a_bundle(cloud, tmp_path, "doors")
+    cloud.client.add_device("pi-1")
+    bounds = {"exit_share_least": 0.4, "samples": 50, "latency_most_ms": 5.5}
+    first = cloud.client.roll_out(digits, bounds=bounds)
+    assert first["bounds"] == Bounds.model_validate(bounds).model_dump()
+    second = cloud.client.roll_out(doors, ["pi-1"], "all-fog")
+    assert second["bounds"] is None
+    desired = Desired.model_validate(cloud.client.device("pi-1")["desired"])
+    (one,), (other,) = first["devices"], second["devices"]
+    assert {run.model: (run.bundle, run.operating_point, run.revision) for run in desired.runs} == {
+        "digits": (digits, "default", one["revision"]),
+        "doors": (doors, "all-fog", other["revision"]),
+    }
+    assert desired.runs[0].bounds == Bounds.model_validate(bounds)
+
+    def shown(rollout: dict[str, Any]) -> tuple[str, str | None]:
+        (device,) = cloud.client.rollout(rollout["id"])["devices"]
+        return device["state"], device["last_error"]
+
+    back = {"model": "digits", "bundle": "ab" * 32, "operating_point": "p", "revision": 1, "error": "exit share 0.1"}
+    runs = {"model": "doors", "bundle": doors, "operating_point": "all-fog", "revision": other["revision"]}
+    state = {"revision": other["revision"], "runs": [back, runs], "last_error": None}
+    with writing(cloud.service.engine) as connection:
+        row = {"device_id": "pi-1", "reported": state, "reported_at": 1, "status": "online", "status_at": 1}
+        connection.execute(insert(device_states).values(row))
+    assert shown(first) == ("failed", "exit share 0.1")
+    assert shown(second) == ("done", None)
+    listed = daily_command(cloud, monkeypatch, daily.devices)
+    assert "exit share" in listed and "doors" in listed
+    options = ["--errors-most", "0.2", "--samples", "30", "--watch-s", "60", "--no-wait", "--json"]
+    third = json.loads(daily_command(cloud, monkeypatch, daily.rollout, digits, *options))
+    assert third["bounds"] == Bounds(errors_most=0.2, samples=30, watch_s=60).model_dump()
+    assert (shown(first)[0], shown(second)[0], shown(third)[0]) == ("superseded", "done", "pending")
+
+    assert "no longer" in daily_command(cloud, monkeypatch, daily.devices, "take-off", "pi-1", "digits")
+    desired = Desired.model_validate(cloud.client.device("pi-1")["desired"])
+    assert [run.model for run in desired.runs] == ["doors"] and desired.revision > third["devices"][0]["revision"]
+    assert (shown(second)[0], shown(third)[0]) == ("done", "superseded")
+    assert "'digits'" in cloud.problem(cloud.http.delete("/v1/devices/pi-1/models/digits"), 404)
+    assert "'pi-9'" in cloud.problem(cloud.http.delete("/v1/devices/pi-9/models/digits"), 404)
+    no_room = {"exit_share_least": 0.5, "exit_share_most": 0.4}
+    answer = cloud.post("/v1/rollouts", {"bundle": digits, "devices": "all", "bounds": no_room})
+    assert "leaves no room" in cloud.problem(answer, 422)
 
 
 def test_a_device_is_told_to_measure_itself(
@@ -320,7 +371,8 @@ def test_a_device_is_told_to_measure_itself(
     assert cloud.client.request_profile(device)["profile"] != asked["profile"], "another request asks again"
 
     def report(revision: int, **more: Any) -> None:
-        state = {"revision": revision, "bundle": digest, "operating_point": "default", "last_error": None, **more}
+        run = {"model": "digits", "bundle": digest, "operating_point": "default", "revision": first.revision}
+        state = {"revision": revision, "runs": [run], "last_error": None, **more}
         with writing(cloud.service.engine) as connection:
             connection.execute(device_states.delete())
             row = {"device_id": device, "reported": state, "reported_at": 1, "status": "online", "status_at": 1}
@@ -330,7 +382,7 @@ def test_a_device_is_told_to_measure_itself(
     measured = {"bundle": digest, "runtime": "r", "machine": "m", "cpu": "a fine CPU", "python": "3", "memory_mb": 50}
     measured |= {"request": asked["profile"], "segments": [segment]}
     report(first.revision)
-    assert cloud.client.rollout(rollout["id"])["devices"][0]["state"] == "pending"
+    assert cloud.client.rollout(rollout["id"])["devices"][0]["state"] == "done"
     with pytest.raises(TemporaryError, match="has not answered"):
         cloud.client.wait_for_profile(asked, 0)
     report(cloud.client.device(device)["revision"], measured=measured)
@@ -391,7 +443,7 @@ def test_devices_are_registered_once_with_a_proper_name(cloud: Running) -> None:
 
 def test_who_may_do_what(cloud: Running, tmp_path: Path) -> None:
     digest = a_bundle(cloud, tmp_path)
-    blob = next((tmp_path / "bundle" / "blobs").iterdir()).name
+    blob = next((tmp_path / "digits" / "blobs").iterdir()).name
     device = {"Authorization": f"Bearer {cloud.client.add_device('pi-1')['token']}"}
     fetch = [f"/v1/bundles/{digest}", f"/v1/bundles/{digest}/manifest", f"/v1/bundles/{digest}/signature"]
     fetch.append(f"/v1/blobs/{blob}")

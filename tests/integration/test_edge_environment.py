@@ -103,7 +103,7 @@ def test_a_reading_is_answered_in_less_than_100_mb(
     device = f"device-{unique}"
     with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
         above.desire(made.desired(device))
-        until(lambda: above.reported and above.reported[-1].bundle == made.digest)
+        until(lambda: above.runs().bundle == made.digest)
         loaded = rss_kb(agent.pid)
         for i, sample in enumerate(made.samples):
             user.measure(sample, f"r{i}")

@@ -444,7 +444,7 @@ def test_desired_state_is_retained_and_rubbish_among_it_is_a_dead_letter(
 ) -> None:
     assert gateway.process.running
     key = signing.load_or_make_key(tmp_path / "key.pem")
-    desired = Desired(device_id=device.name, revision=1, model="m", bundle="ab" * 32, operating_point="p")
+    desired = Desired(device_id=device.name, revision=1, runs=())
     envelopes = [seal(key, desired.model_copy(update={"revision": revision})) for revision in (1, 2)]
     rubbish = [(device.name, f"no JSON for {device.name}".encode()), (f"../{device.name}", envelopes[0])]
     writer = KafkaWriter("test", KafkaCluster(bootstrap=kafka.bootstrap))

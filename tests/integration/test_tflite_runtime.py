@@ -89,7 +89,7 @@ def test_readings_are_answered_there_and_from_above(
     device = f"device-{unique}"
     with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
         above.desire(made.desired(device))
-        until(lambda: above.reported and above.reported[-1].bundle == made.digest)
+        until(lambda: above.runs().bundle == made.digest)
         assert above.reported[-1].profile["runtime"].startswith("tflite-runtime ")
         for i, sample in enumerate(made.samples):
             user.measure(sample, f"r{i}")

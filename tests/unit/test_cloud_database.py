@@ -10,9 +10,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, insert, select
 
 from cloud.database import migrate, open_database, reading, writing
-from cloud.tables import metadata, tokens
+from cloud.tables import devices, metadata, tokens
 from cloud.tokens import any_admin, create, holder_of, listed, revoke
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.state import Desired, Run
 
 
 def sqlite_url(folder: Path) -> str:
@@ -30,6 +31,23 @@ def test_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> None:
     with reading(engine) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
+
+
+def test_what_a_device_was_told_before_it_could_run_several_models_is_kept(tmp_path: Path) -> None:
+    engine = open_database(sqlite_url(tmp_path))
+    migrate(engine, "0004")
+    told = {"device_id": "pi-1", "revision": 7, "bundle": "ab" * 32, "operating_point": "p", "profile": None}
+    row = {"device_id": "pi-1", "token": 1, "revision": 7, "registered_at": 1}
+    with writing(engine) as connection:
+        create(connection, "device", "pi-1")
+        connection.execute(insert(devices).values(row | {"desired": told | {"model": "gate"}}))
+        connection.execute(insert(devices).values(row | {"device_id": "pi-2", "desired": None}))
+    migrate(engine)
+    with reading(engine) as connection:
+        kept = connection.execute(select(devices.c.desired).order_by(devices.c.device_id)).scalars().all()
+    run = Run(model="gate", bundle="ab" * 32, operating_point="p", revision=7)
+    assert Desired.model_validate(kept[0]) == Desired(device_id="pi-1", revision=7, runs=(run,))
+    assert kept[1] is None
 
 
 def test_two_that_migrate_at_once_both_succeed(tmp_path: Path) -> None:

@@ -14,11 +14,14 @@ from sluice.wire.signing import load_or_make_key, public_text, sign
 from sluice.wire.state import (
     MAX_STATE_BYTES,
     Announcement,
+    Bounds,
     DeadLetter,
     Desired,
     DeviceStatus,
     Receipt,
     Reported,
+    Run,
+    Running,
     Signed,
     State,
     parse_state,
@@ -27,7 +30,9 @@ from sluice.wire.state import (
 )
 from tests.unit.wire_support import DIGEST, EPOCH, patient
 
-DESIRED = Desired(device_id="pi-1", revision=3, model="gate", bundle=DIGEST, operating_point="default")
+RUN = Run(model="gate", bundle=DIGEST, operating_point="default")
+OTHER = RUN.model_copy(update={"model": "door", "bounds": Bounds(samples=5)})
+DESIRED = Desired(device_id="pi-1", revision=3, runs=(RUN,))
 
 
 @pytest.fixture
@@ -62,7 +67,14 @@ def test_a_desired_state_from_before_profiles_could_be_requested_is_read(key: Ed
 
 
 @pytest.mark.parametrize(
-    "change", [{"revision": 4}, {"operating_point": "other"}, {"device_id": "pi-2"}, {"bundle": "cd" * 32}]
+    "change",
+    [
+        {"revision": 4},
+        {"device_id": "pi-2"},
+        {"runs": ()},
+        {"runs": (RUN.model_copy(update={"operating_point": "other"}),)},
+        {"runs": (RUN.model_copy(update={"bundle": "cd" * 32}),)},
+    ],
 )
 def test_a_tampered_payload_is_refused(key: Ed25519PrivateKey, change: dict[str, Any]) -> None:
     envelope = json.loads(seal(key, DESIRED))
@@ -111,7 +123,19 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
     "state",
     [
         DESIRED,
-        Reported(device_id="pi-1", agent_version="1", bundle=DIGEST, counters={"dropped": 2}, last_error="none"),
+        DESIRED.model_copy(
+            update={"runs": (RUN, RUN.model_copy(update={"model": "door", "bounds": Bounds(samples=5)}))}
+        ),
+        Reported(
+            device_id="pi-1",
+            agent_version="1",
+            runs=(
+                Running(model="gate", bundle=DIGEST, operating_point="p", revision=3),
+                Running(model="m", error="no"),
+            ),
+            counters={"dropped": 2},
+            last_error="none",
+        ),
         DeviceStatus(device_id="pi-1", status="offline"),
         Receipt(epoch=EPOCH, seqs=[1, 2, 3]),
         DeadLetter(reason="broken", origin="sluice/pi-1/sensor/x", data="AAAA"),
@@ -122,11 +146,29 @@ def test_it_reads_what_it_writes(state: State) -> None:
     assert parse_state(type(state), state.model_dump_json()) == state
 
 
+def a_run(**change: Any) -> dict[str, Any]:
+    return DESIRED.model_dump() | {"runs": [RUN.model_dump() | change]}
+
+
+def test_a_run_is_of_the_revision_that_brought_it() -> None:
+    """One that stands in a later state is still of its own, so that a device does not try again what it gave up."""
+    assert DESIRED.run_of("gate") == RUN.model_copy(update={"revision": 3})
+    older = RUN.model_copy(update={"revision": 2})
+    assert DESIRED.model_copy(update={"runs": (older,)}).run_of("gate") == older
+    assert DESIRED.run_of("door") is None
+
+
 WRONG: list[tuple[type[State], dict[str, Any], str]] = [
     (Desired, DESIRED.model_dump() | {"revision": 0}, "Desired: revision: "),
     (Desired, DESIRED.model_dump() | {"device_id": "../pi"}, "Desired: device_id: "),
-    (Desired, DESIRED.model_dump() | {"bundle": "ab"}, "Desired: bundle: "),
-    (Desired, DESIRED.model_dump() | {"operating_point": "+"}, "Desired: operating_point: "),
+    (Desired, a_run(bundle="ab"), "Desired: runs.0.bundle: "),
+    (Desired, a_run(operating_point="+"), "Desired: runs.0.operating_point: "),
+    (Desired, a_run(revision=4), "Desired: a run is of a later revision than 3"),
+    (Desired, a_run(bounds={"samples": 0}), "Desired: runs.0.bounds.samples: "),
+    (Desired, a_run(bounds={"errors_most": 1.5}), "Desired: runs.0.bounds.errors_most: "),
+    (Desired, a_run(bounds={"exit_share_least": 0.5, "exit_share_most": 0.4}), "exit share from 0.5 to 0.4 leaves no"),
+    (Desired, DESIRED.model_dump() | {"runs": [RUN.model_dump()] * 2}, "Desired: two runs are of one model"),
+    (Desired, DESIRED.model_dump() | {"runs": [a_run(model=f"m{i}")["runs"][0] for i in range(17)]}, "Desired: runs: "),
     (Desired, DESIRED.model_dump() | {"profile": "a b"}, "Desired: profile: "),
     (Reported, {"device_id": "d", "agent_version": "1", "measured": {"bundle": DIGEST}}, "Reported: measured.runtime"),
     (DeviceStatus, {"device_id": "pi-1", "status": "asleep"}, "DeviceStatus: status: "),
