@@ -24,7 +24,7 @@ from sluice.stage.step import Stage, Work
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import OperatingPoint, TensorSpec, first_cause
 from sluice.wire.names import Name
-from sluice.wire.state import Bounds, Run, Running, State
+from sluice.wire.state import Bounds, Part, Run, Running
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ ENDS_MOST = 3
 _FACT = "runs"
 
 
-class Kept(State):
+class Kept(Part):
     """What is durable of one model."""
 
     run: Run | None = None

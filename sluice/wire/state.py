@@ -24,13 +24,17 @@ MODELS_MOST = 16
 Epoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
-class State(BaseModel):
+class Part(BaseModel):
     """Base: immutable; unknown fields are ignored, so that a newer writer does not stop an older reader."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Bounds(State):
+class State(Part):
+    """Base of what is a message of its own."""
+
+
+class Bounds(Part):
     """What a new run has to keep to; a device on which it leaves them goes back to the run before by itself.
 
     Judged over the last `samples` samples: as soon as so many of them are bad that the whole window cannot keep to the
@@ -58,7 +62,7 @@ class Bounds(State):
         return self
 
 
-class Run(State):
+class Run(Part):
     """One model on one device: which bundle, at which of its operating points, within which bounds."""
 
     model: Name
@@ -106,7 +110,7 @@ class Signed(State):
     signature: str
 
 
-class Running(State):
+class Running(Part):
     """What a device runs of one model, and what went wrong with what it was told to run."""
 
     model: Name

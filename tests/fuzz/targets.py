@@ -213,13 +213,20 @@ _PROFILE: dict[str, Any] = {
 }  # fmt: skip
 STATES: dict[type[state.State], dict[str, Any]] = {
     state.Desired: {
-        "device_id": "pi-1", "revision": 7, "model": "gate", "bundle": _DIGEST, "operating_point": "default",
-        "profile": "r-1",
+        "device_id": "pi-1", "revision": 7, "profile": "r-1", "profile_model": "gate",
+        "runs": [
+            {"model": "gate", "bundle": _DIGEST, "operating_point": "default", "revision": 5,
+             "bounds": {"samples": 50, "watch_s": 60.0, "errors_most": 0.1, "latency_most_ms": 5.0,
+                        "exit_share_least": 0.2, "exit_share_most": 0.9}},
+            {"model": "door", "bundle": _DIGEST, "operating_point": "all-edge"},
+        ],
     },
     state.Signed: {"payload": "{}", "signature": base64.b64encode(bytes(64)).decode()},
     state.Reported: {
-        "device_id": "pi-1", "revision": 7, "model": "gate", "bundle": _DIGEST, "operating_point": "default",
-        "since_us": 1_700_000_000_000_000, "last_error": "no", "agent_version": "0.1.0", "profile": {"os": "linux"},
+        "device_id": "pi-1", "revision": 7,
+        "runs": [{"model": "gate", "bundle": _DIGEST, "operating_point": "default",
+                  "since_us": 1_700_000_000_000_000, "revision": 5, "error": "went back"}],
+        "last_error": "no", "agent_version": "0.1.0", "profile": {"os": "linux"},
         "measured": _PROFILE, "counters": {"readings": 5},
     },
     state.DeviceStatus: {"device_id": "pi-1", "status": "online"},
