@@ -78,7 +78,7 @@ class Device:
     def commits(self) -> int:
         """Transactions of its store so far, as it counts them; it reports that once a second."""
         time.sleep(1.5)
-        return self.above.reported[-1].counters["store_commits"]
+        return self.above.reported[-1].counters["store_writes"]
 
     def answered(self, count: int) -> None:
         """Wait until so many answers were heard."""

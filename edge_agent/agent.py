@@ -32,7 +32,7 @@ from sluice.stage.segment import profile
 from sluice.stage.step import Stage, Work, share_of, step
 from sluice.wire import messages, metrics
 from sluice.wire.codec import encode_tensor
-from sluice.wire.errors import PermanentError, UnknownSchemaError
+from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
 from sluice.wire.messages import Offload, Outcome, Prediction
 from sluice.wire.names import MqttTopics
 from sluice.wire.state import DeviceStatus, Receipt, Reported, parse_state
@@ -51,7 +51,7 @@ class Agent:
         self.settings = settings
         device, topics = settings.device_id, MqttTopics(settings.topic_prefix)
         self.topics = topics
-        self.store = Store(settings.data)
+        self.store = Store(settings.data if settings.store == "disk" else None)
         self.intake = Intake(settings, self.store)
         self.mail = Mailbox(settings.readings_most)
         self.sensor = MqttDoor(
@@ -75,23 +75,25 @@ class Agent:
         self.reports = Reports(settings, self.uplink)
         self.models = Models(self.store)
         self.updater = Updater(settings, self.mail.put)
-        self.changes = Changes(settings, self.store, self.models, self.reports, self.updater)
+        self.changes = Changes(settings, self.store, self.models, self.reports, self.updater, self._commit)
         self.asker = Asker(settings, self.store.epoch, self.mail.put)
         self.watchdog = Watchdog()
         self._to_ack: list[Incoming] = []
         self._tidied = 0
+        self._committed = time.monotonic()
+        self._stop = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then leave in good order."""
+        self._stop = stop
         self.changes.take_up()
         self.sensor.start()
         self.uplink.start()
         log.info(READY, extra={"device_id": self.settings.device_id})
         self.watchdog.ready()
-        committed = time.monotonic()
         while not stop.is_set():
             self.watchdog.alive()
-            timeout = min(self.outbox.next_due() - time.monotonic(), LAZY_COMMIT_S)
+            timeout = min(self.outbox.next_due() - time.monotonic(), self._until_commit())
             for event in self.mail.take(timeout, or_reading=self.models.any_runs):
                 self._handle(event)
             if self.models.any_runs:
@@ -99,10 +101,10 @@ class Agent:
             self.outbox.tick()
             if self.asker.idle:
                 self.asker.ask(self.outbox.overdue())
-            if self.store.dirty or time.monotonic() - committed >= LAZY_COMMIT_S:
-                self.store.commit()
-                committed = time.monotonic()
-            self._after_commit()
+            if self._until_commit() <= 0:
+                self._commit()
+            if not self.store.dirty:
+                self._after_commit()
         self.watchdog.stopping()
         self.mail.close()
         self.updater.close()
@@ -112,6 +114,31 @@ class Agent:
         self.sensor.stop()
         self.uplink.stop()
         self.store.close()
+
+    def _until_commit(self) -> float:
+        """Seconds until what was done so far is to be made durable."""
+        interval = self.settings.commit_interval_s
+        return self._committed + (interval if self.store.dirty else max(LAZY_COMMIT_S, interval)) - time.monotonic()
+
+    def _commit(self) -> None:
+        """Make what was done so far durable. Where that cannot be, nothing goes on, and nobody is told anything."""
+        waits = False
+        while not self._stop.is_set():
+            try:
+                self.store.commit()
+                break
+            except TemporaryError as error:
+                if not waits:
+                    waits = True
+                    log.error("waiting, nothing is taken in: %s", error)
+                    self.reports.fault(f"waiting, nothing is taken in: {error}")
+                    self._report()
+                self.watchdog.alive()
+                self._stop.wait(error.delay)
+        if waits and not self._stop.is_set():
+            log.info("the store can be written again")
+            self.reports.last_error, self.reports.due = None, True
+        self._committed = time.monotonic()
 
     def _infer(self, readings: list[Incoming]) -> None:
         """From readings to outcomes, in the outbox: the samples of each model are a batch."""
@@ -241,10 +268,14 @@ class Agent:
         self._to_ack.clear()
         self.outbox.after_commit()
         self.changes.after_commit()
-        self.reports.after_commit(self._reported, {**self.outbox.counters, **self.intake.counters})
+        self._report()
         if self._tidied >= 1000:
             self._tidied = 0
             self.store.forget_seen(self.settings.source_ids_kept)
+
+    def _report(self) -> None:
+        """Say what runs and how it goes, if it is time to."""
+        self.reports.after_commit(self._reported, {**self.outbox.counters, **self.intake.counters})
 
     def _reported(self, counters: dict[str, int]) -> Reported:
         return Reported(
@@ -255,7 +286,7 @@ class Agent:
             agent_version=VERSION,
             profile=profile(),
             measured=self.changes.measured,
-            counters=counters | {"store_commits": self.store.commits},
+            counters=counters | {"store_writes": self.store.writes},
         )
 
     def _status(self, status: Any) -> bytes:

@@ -8,6 +8,7 @@ device says the revision before.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from edge_agent.reports import Reports
 from edge_agent.running import Models
@@ -36,13 +37,20 @@ class Changes:
     """What the device was told to run, and how far it is. All calls belong to the main loop's thread."""
 
     def __init__(
-        self, settings: EdgeSettings, store: Store, models: Models, reports: Reports, updater: Updater
+        self,
+        settings: EdgeSettings,
+        store: Store,
+        models: Models,
+        reports: Reports,
+        updater: Updater,
+        commit: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.models = models
         self.revision = int(store.fact("revision") or b"0")
         self.measured: Profile | None = None
         self._store = store
+        self._commit = commit
         self._reports = reports
         self._updater = updater
         self._order: Order | None = None
@@ -96,7 +104,7 @@ class Changes:
         elif isinstance(event, Fetched) and event.order.desired is order.desired:
             for run in event.order.runs:
                 self.models.try_out(run)
-            self._store.commit()  # before anything is loaded that may end the agent
+            self._commit()  # before anything is loaded that may end the agent
             self._updater.order(event.order)
         elif isinstance(event, Prepared) and event.run in order.runs and self.models.new_in([event.run]):
             if event.stage is not None:

@@ -66,6 +66,13 @@ class EdgeSettings(RoomSettings):
     """Ed25519 public keys (base64) that this device trusts; nothing else is obeyed. Two, for rotation."""
     data: Path = Path("edge-data")
     """Folder of the outbox and the bundles."""
+    store: Literal["disk", "memory"] = "disk"
+    """Where outbox, window journal and counters are. `memory`: for devices that may not write; a restart then loses
+    what has no receipt, and samples have a new epoch. `data` still holds the bundles, in a tmpfs for example."""
+    commit_interval_s: float = Field(default=0.0, ge=0, le=60)
+    """Longest time that readings and what came of them are gathered for one write to the store; before it nothing of
+    them is acknowledged or published. 0: written at once. More spares flash memory and costs as much latency; brokers
+    send only so many readings unacknowledged (Mosquitto: 20)."""
     threads: int = Field(default=1, ge=1)
     """Threads of the TFLite runtime."""
     batch_most: int = Field(default=32, ge=1, le=1024)

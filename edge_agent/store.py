@@ -3,10 +3,18 @@
 One transaction a turn of the main loop (group commit): what came in, what it became and the counter of samples become
 durable together, before anything is acknowledged or published. Deletions alone may wait, since losing one only means
 that something is sent again.
+
+Where there is no room, or the medium fails, `commit` says so and may be called again: what belongs to the transaction
+is kept and written anew, so the caller waits, with nothing acknowledged, until there is room.
+
+A store without a folder is in memory, for devices that may not write. Then a restart forgets everything: what had no
+receipt is lost, samples have a new epoch, windows begin anew, source ids are taken for new, and the bundle is the one
+that the broker's retained desired state names, whatever was refused as too old before.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -16,8 +24,18 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.sensor import Values
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, TemporaryError
 
+log = logging.getLogger(__name__)
+
+_PRAGMAS = (
+    "page_size=1024",  # a sample touches about seven pages, and flash wears by what is written
+    "locking_mode=EXCLUSIVE",  # before the next one: then the log needs no shared memory, which is a file as well
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "cache_spill=OFF",  # writing is left to the commit, which may fail
+    "temp_store=MEMORY",
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (
@@ -28,6 +46,11 @@ CREATE TABLE IF NOT EXISTS readings (
     PRIMARY KEY (sensor, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seen (position INTEGER PRIMARY KEY AUTOINCREMENT, source_id TEXT NOT NULL UNIQUE);
 """
+
+
+_SET_FACT = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+_PASSING = ("SQLITE_FULL", "SQLITE_IOERR")
+"""What may be over later: no room, a medium that fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +65,28 @@ class Row:
 
 
 class Store:
-    """The file and its open transaction. All calls belong to the main loop's thread."""
+    """The file and its open transaction. All calls belong to the main loop's thread.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "store.sqlite"
+    `folder` None: in memory. Raises `PermanentError` for a file that cannot be used.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        path = ":memory:" if folder is None else folder / "store.sqlite"
+        self._open: list[tuple[str, tuple[object, ...]]] = []
+        """What was written in the open transaction, to be written again if it fails."""
         try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            for pragma in _PRAGMAS:
+                self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
-            self.begin()
+            self._db.execute("BEGIN IMMEDIATE")
+        except OSError as error:
+            raise PermanentError(f"store {path}: {error.strerror}; EDGE_STORE=memory writes none") from error
         except sqlite3.DatabaseError as error:
+            if error.sqlite_errorname.startswith(_PASSING):
+                raise PermanentError(f"store {path}: {error}: make room there, or use EDGE_STORE=memory") from error
             raise PermanentError(
                 f"store {path}: {error}. Is another agent running here? A damaged store may be moved away: the "
                 "device then begins a new epoch"
@@ -70,27 +102,51 @@ class Store:
         """Called at the beginning of each commit: what is written at most once a transaction is written there."""
         self.commits = 0
         """Transactions made durable so far: what must wait for the next one remembers this number."""
-        self.commit()
-
-    def begin(self) -> None:
-        """Open the transaction of this turn."""
-        self._db.execute("BEGIN IMMEDIATE")
+        self.writes = 0
+        """Those of them that had anything to write."""
+        try:
+            self.commit()
+        except TemporaryError as error:
+            raise PermanentError(f"{error}: make room in {folder}, or use EDGE_STORE=memory") from error
 
     def commit(self) -> None:
-        """Make everything since the last commit durable; returns when it is."""
-        self.before_commit()
-        if self.dirty:
-            self.set_fact("next_seq", str(self.next_seq).encode())
-        self._db.execute("COMMIT")
+        """Make everything since the last commit durable; returns when it is.
+
+        `TemporaryError`: no room, or the medium fails. Nothing is lost: call it again.
+        """
+        try:
+            if not self._db.in_transaction:  # the last one failed
+                self._db.execute("BEGIN IMMEDIATE")
+                for statement in self._open:
+                    self._db.execute(*statement)
+            self.before_commit()
+            if self.dirty:
+                self._db.execute(_SET_FACT, ("next_seq", str(self.next_seq).encode()))
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith(_PASSING):
+                raise
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise TemporaryError(f"the store cannot be written: {error}", 1.0) from error
         self.dirty = False
         self.commits += 1
-        self.begin()
+        self.writes += bool(self._open)
+        self._open.clear()
+        self._db.execute("BEGIN IMMEDIATE")
 
     def close(self) -> None:
-        """Commit and close."""
-        self.commit()
-        self._db.execute("COMMIT")
+        """Commit and close; what cannot be written was not acknowledged to anyone."""
+        try:
+            self.commit()
+        except TemporaryError as error:
+            log.error("closing: %s; what is not durable comes again", error)
         self._db.close()
+
+    def _write(self, statement: str, *values: object) -> sqlite3.Cursor:
+        """Write something in the open transaction."""
+        self._open.append((statement, values))
+        return self._db.execute(statement, values)
 
     def fact(self, name: str) -> bytes | None:
         """A single value by name."""
@@ -99,10 +155,7 @@ class Store:
 
     def set_fact(self, name: str, value: bytes) -> None:
         """Set a single value."""
-        self._db.execute(
-            "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (name, value),
-        )
+        self._write(_SET_FACT, name, value)
 
     def new_seq(self) -> int:
         """The number of the next sample; never given again once this turn is committed."""
@@ -113,23 +166,23 @@ class Store:
     def put(self, seq: int, kind: str, payload: bytes) -> None:
         """Add an outcome, or replace that of the same sample."""
         self.dirty = True
-        self._db.execute(
+        self._write(
             "INSERT INTO outbox (seq, kind, payload) VALUES (?, ?, ?) ON CONFLICT (seq) DO UPDATE SET "
             "kind = excluded.kind, payload = excluded.payload, receipted = 0, told = 0",
-            (seq, kind, payload),
+            *(seq, kind, payload),
         )
 
     def set_receipted(self, seq: int) -> None:
         """The outcome is in Kafka; what is left of it here waits for its answer."""
-        self._db.execute("UPDATE outbox SET receipted = 1 WHERE seq = ?", (seq,))
+        self._write("UPDATE outbox SET receipted = 1 WHERE seq = ?", seq)
 
     def set_told(self, seq: int) -> None:
         """The final answer was told; what is left of it here waits for its receipt."""
-        self._db.execute("UPDATE outbox SET told = 1 WHERE seq = ?", (seq,))
+        self._write("UPDATE outbox SET told = 1 WHERE seq = ?", seq)
 
     def remove(self, seq: int) -> None:
         """The sample is finished, or dropped."""
-        self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
+        self._write("DELETE FROM outbox WHERE seq = ?", seq)
 
     def rows(self) -> Iterator[Row]:
         """The whole outbox, oldest first."""
@@ -140,14 +193,14 @@ class Store:
     def push_reading(self, sensor: str, number: int, at_ns: int, values: Values) -> None:
         """Append reading `number` of a sensor to the window journal."""
         self.dirty = True
-        self._db.execute(
-            "INSERT INTO readings VALUES (?, ?, ?, ?, ?)", (sensor, number, at_ns, values.dtype.str, values.tobytes())
+        self._write(
+            "INSERT INTO readings VALUES (?, ?, ?, ?, ?)", sensor, number, at_ns, values.dtype.str, values.tobytes()
         )
 
     def drop_readings(self, sensor: str, before: int) -> None:
         """Remove the readings of a sensor that come before number `before` from the journal."""
         self.dirty = True
-        self._db.execute("DELETE FROM readings WHERE sensor = ? AND number < ?", (sensor, before))
+        self._write("DELETE FROM readings WHERE sensor = ? AND number < ?", sensor, before)
 
     def readings(self) -> list[tuple[str, int, int, Values]]:
         """The journal: (sensor, number, time in ns, values) in the order of sensors and numbers."""
@@ -157,12 +210,12 @@ class Store:
     def first_seen(self, source_id: str) -> bool:
         """Remember a source id; False if it was known, that is, the reading is a repeat."""
         self.dirty = True
-        cursor = self._db.execute("INSERT OR IGNORE INTO seen (source_id) VALUES (?)", (source_id,))
+        cursor = self._write("INSERT OR IGNORE INTO seen (source_id) VALUES (?)", source_id)
         return cursor.rowcount > 0
 
     def forget_seen(self, keep: int) -> None:
         """Remember only the last `keep` source ids."""
-        self._db.execute(
+        self._write(
             "DELETE FROM seen WHERE position <= (SELECT position FROM seen ORDER BY position DESC LIMIT 1 OFFSET ?)",
-            (keep,),
+            keep,
         )

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from edge_agent.store import Store
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, TemporaryError
+from tests.small_disk import fill, small_disk
+
+__all__ = ["small_disk"]  # a fixture
 
 
 def crash(store: Store) -> None:
@@ -101,6 +104,53 @@ def test_a_damaged_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "store.sqlite").write_bytes(secrets.token_bytes(8192))
     with pytest.raises(PermanentError, match=r"store\.sqlite: .*may be moved away"):
         Store(tmp_path)
+
+
+def test_a_store_in_memory_writes_nothing_and_forgets_everything(tmp_path: Path) -> None:
+    store = Store(None)
+    store.put(store.new_seq(), "offload", b"sample")
+    store.commit()
+    assert [row.payload for row in store.rows()] == [b"sample"] and list(tmp_path.iterdir()) == []
+    store.close()
+    again = Store(None)
+    assert again.epoch != store.epoch and again.new_seq() == 0 and list(again.rows()) == []
+    again.close()
+
+
+def test_with_no_room_nothing_is_lost_and_all_is_written_when_there_is(small_disk: Path) -> None:
+    store = Store(small_disk)
+    store.put(store.new_seq(), "prediction", b"before")
+    store.commit()
+    filled = fill(small_disk)
+    store.put(store.new_seq(), "offload", bytes(200_000))
+    store.set_receipted(0)
+    assert store.first_seen("a")
+    for _ in range(3):
+        with pytest.raises(TemporaryError, match="cannot be written: database or disk is full"):
+            store.commit()
+        assert store.dirty
+    filled.unlink()
+    store.commit()
+    assert [(row.seq, len(row.payload), row.receipted) for row in store.rows()] == [(0, 6, True), (1, 200_000, False)]
+    crash(store)
+    store = Store(small_disk)
+    assert [row.seq for row in store.rows()] == [0, 1] and store.new_seq() == 2 and not store.first_seen("a")
+    store.close()
+
+
+def test_closed_or_begun_with_no_room_it_says_so(small_disk: Path) -> None:
+    store = Store(small_disk)
+    store.commit()
+    filled = fill(small_disk)
+    store.put(store.new_seq(), "offload", bytes(200_000))
+    store.close()
+    Store(small_disk).close()  # it has nothing to write
+    for file in small_disk.glob("store.sqlite*"):
+        file.unlink()
+    fill(small_disk)
+    with pytest.raises(PermanentError, match=r"full.*make room"):
+        Store(small_disk)
+    filled.unlink()
 
 
 CHILD = """
