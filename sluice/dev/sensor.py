@@ -102,12 +102,12 @@ class Sensor:
 
         Waits while too many have no answer yet, so that a test does not run away from what it tests.
         """
-        begun = time.monotonic()
-        for number, index in enumerate(order):
+        begun, first = time.monotonic(), len(self.told)
+        for number, index in enumerate(order, first):
             device = self.devices[number % len(self.devices)]
             while not self._places.acquire(timeout=30):
                 pass  # the outstanding bound; whoever watches the run sees that nothing moves
-            ahead = begun + number / rate_hz - time.monotonic()
+            ahead = begun + (number - first) / rate_hz - time.monotonic()
             if ahead > 0:
                 threading.Event().wait(ahead)
             body = {"id": f"{self.run_id}-{number}", "values": self.samples[index].reshape(-1).tolist()}
@@ -116,7 +116,7 @@ class Sensor:
                 self.told.append(Told(device, time.monotonic_ns()))
             self._doors[device].publish(self.topics.of(device, "sensor/camera"), payload)
             if tick:
-                tick(number + 1)
+                tick(number - first + 1)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until every sample has a final answer; False when `timeout_s` passed without any further one."""

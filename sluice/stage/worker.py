@@ -69,6 +69,7 @@ class Worker:
                 if records:
                     begun = time.perf_counter()
                     self.delivery.take(*self._work(records))
+                    metrics.STAGE_BATCH.labels(self.tier).observe(len(records))
                     metrics.STAGE_BATCH_S.labels(self.tier).observe(time.perf_counter() - begun)
                 backoff.reset()
             except TemporaryError as error:

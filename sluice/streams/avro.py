@@ -111,9 +111,9 @@ def _numbers(record: Encoded, values: list[float], config: StreamConfig) -> Arra
     """Values (size,) in the dtype of the wire; one that it cannot hold is an error, not another number."""
     dtype = np.dtype(config.dtype)
     found = np.array(values)
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if found.min() < limits.min or found.max() > limits.max or (found != np.trunc(found)).any():
-            raise bad(record, f"has a value that is no {config.dtype}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN of the signalling kind
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            if found.min() < limits.min or found.max() > limits.max or (found != np.trunc(found)).any():
+                raise bad(record, f"has a value that is no {config.dtype}")
         return found.astype(dtype)

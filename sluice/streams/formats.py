@@ -50,7 +50,7 @@ def decode(name: str, records: Sequence[Encoded], config: StreamConfig) -> tuple
     """
     x, y = format_named(name).decode(records, config)
     if x.dtype != np.uint8:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             x = x.astype(np.float32)
         finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if not finite.all():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 _LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 DOOR_DOWN = Counter("sluice_door_down_total", "Times that a broker went away", ["door"])
 
@@ -36,6 +37,7 @@ STAGE_OUTCOMES = Counter("sluice_stage_outcomes_total", "Outcomes produced", ["t
 STAGE_EXPIRED = Counter("sluice_stage_expired_total", "Samples finalised because their time was over", ["tier"])
 STAGE_DEAD = Counter("sluice_stage_dead_letters_total", "Records that became dead letters", ["tier"])
 STAGE_HELD = Counter("sluice_stage_held_total", "Times that a topic partition was held for an unknown schema", ["tier"])
+STAGE_BATCH = Histogram("sluice_stage_batch_records", "Records of one batch", ["tier"], buckets=_BATCH)
 STAGE_BATCH_S = Histogram("sluice_stage_batch_seconds", "Time of one batch", ["tier"], buckets=_LATENCY_S)
 
 RESULTS_ROWS = Counter("sluice_results_predictions_total", "Predictions written or folded")
