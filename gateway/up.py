@@ -1,8 +1,9 @@
 """Up: what devices send becomes records in Kafka; they get a receipt once Kafka has confirmed it.
 
 One turn: take what came; check it and hand it to the Kafka producer; for what Kafka has confirmed meanwhile,
-acknowledge the MQTT message and send the receipt. The number of messages between the first and the last is bounded:
-at the bound the network thread waits, so memory stays flat when Kafka is away and devices keep what is theirs.
+acknowledge the MQTT message and send the receipt (`receipts.py`). What is between the first and the last is bounded
+(`places.py`): at the bound the network thread waits, so memory stays flat when Kafka is away and devices keep what is
+theirs.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import logging
 import queue
 import threading
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 
+from gateway.places import Places
+from gateway.receipts import Receipts
 from gateway.settings import GatewaySettings
 from sluice.daemon.life import Backoff
 from sluice.doors.kafka import Headers, KafkaReader, KafkaWriter, dead_letter_headers
@@ -23,16 +25,20 @@ from sluice.doors.mqtt import Incoming, MqttDoor
 from sluice.wire import messages, metrics, names
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
 from sluice.wire.messages import Offload, Outcome
-from sluice.wire.state import DeadLetter, DeviceStatus, Receipt, Reported, parse_state
+from sluice.wire.state import DeadLetter, DeviceStatus, Reported, parse_state
 
 log = logging.getLogger(__name__)
 
 BUSY_WAIT_S = 0.0005
 """How long a turn waits for messages while Kafka owes confirmations."""
+BUSY = 8
+REST_S = 0.002
+"""After a turn of `BUSY` messages or more the network thread gets so long to bring in the next ones: two threads that
+hand over one by one spend more time on each other than on the messages."""
+LETTER_LEAST = 1000
+"""Bytes that are left of a dead letter's data where Kafka takes no larger one."""
 TOPICS_AGE_S = 1.0
 """Least time between two looks whether an unknown topic exists by now."""
-RECEIPT_MOST = 1000
-"""Samples in one receipt: 20 digits each, they stay below the bound of what is state in its size."""
 
 
 @dataclass(slots=True)
@@ -43,6 +49,8 @@ class Delivery:
     """
 
     incoming: Incoming
+    since: float
+    """Monotonic seconds at which it was taken apart."""
     left: int = 1
     receipts: list[tuple[str, str, int]] = field(default_factory=list)
 
@@ -66,11 +74,15 @@ class Up:
             on_message=self._take_in,
         )
         self._came: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
-        self._places = threading.Semaphore(settings.in_flight)
+        self._places = Places(settings.in_flight, settings.in_flight_bytes)
+        metrics.GATEWAY_IN_FLIGHT.set_function(lambda: self._places.taken)
+        metrics.GATEWAY_IN_FLIGHT_BYTES.set_function(lambda: self._places.bytes)
+        self._counted = {kind: metrics.GATEWAY_UP.labels(kind) for kind in names.OUTCOME_KINDS}
         self._stop = threading.Event()
-        self._stopping = threading.Event()
-        self._receipts: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self._receipts = Receipts(lambda device, body: self.door.publish(self.topics.of(device, "receipt"), body))
         self._under_way = 0
+        self._slowest_s = 0.0
+        """Of the messages that Kafka has confirmed in this turn, the longest time that it took."""
         self._known_topics: set[str] = set()
         self._topics_seen = 0.0
         self._held_told: set[str] = set()
@@ -81,20 +93,39 @@ class Up:
         self._wait_for_topics()
         self.door.start()
         while not stop.is_set():
-            try:
-                self._carry(self._came.get(timeout=BUSY_WAIT_S if self._under_way else 0.1))
-                while not self._came.empty():
-                    self._carry(self._came.get())
-            except queue.Empty:
-                pass  # nothing came; there may be confirmations
+            carried = self._carry_all(self._patience_s())
             self.writer.poll()
-            self._send_receipts()
-        self._stopping.set()
-        self._places.release()
+            self._receipts.send()
+            if self._slowest_s:
+                metrics.GATEWAY_KAFKA_S.observe(self._slowest_s)
+                self._slowest_s = 0.0
+            if carried >= BUSY:
+                time.sleep(REST_S)
+        self._places.close()
         self.writer.flush(2.0)
-        self._send_receipts()
+        self._receipts.send(everything=True)
         self.door.stop()
         self.catalogue.close()
+
+    def _patience_s(self) -> float:
+        """How long to wait for a message: something else may come due."""
+        if self._under_way:
+            return BUSY_WAIT_S
+        due_s = self._receipts.due_s()
+        return 0.1 if due_s is None else min(due_s, 0.1)
+
+    def _carry_all(self, timeout_s: float) -> int:
+        """Carry what has come, waiting for the first; how many."""
+        carried = 0
+        try:
+            self._carry(self._came.get(timeout=timeout_s))
+            carried = 1
+            while carried < self.settings.in_flight:
+                self._carry(self._came.get_nowait())
+                carried += 1
+        except queue.Empty:
+            pass  # there may be confirmations
+        return carried
 
     def _wait_for_topics(self) -> None:
         """The control plane makes the fixed topics; until they are there nothing is taken in."""
@@ -113,17 +144,13 @@ class Up:
             self._stop.wait(backoff.wait_s())
 
     def _take_in(self, incoming: Incoming) -> None:
-        """From the network thread: waits for a place."""
-        self._places.acquire()
-        if self._stopping.is_set():
-            self._places.release()  # for the next one that waits here: it stays with the broker as well
-            return
-        self._came.put(incoming)
-        metrics.GATEWAY_IN_FLIGHT.inc()
+        """From the network thread: waits for a place; at the end there is none, and the broker keeps it."""
+        if self._places.take(len(incoming.payload)):
+            self._came.put(incoming)
 
     def _carry(self, incoming: Incoming) -> None:
         """Hand one message to Kafka, as what it is or as a dead letter."""
-        delivery = Delivery(incoming)
+        delivery = Delivery(incoming, time.monotonic())
         try:
             self._records(delivery)
         except PermanentError as error:
@@ -160,7 +187,7 @@ class Up:
                     self._dead_letter(delivery, reason, incoming.topic, value)
                 else:
                     self._write(delivery, topic, value, device)
-                    metrics.GATEWAY_UP.labels(kind).inc()
+                    self._counted[kind].inc()
         elif kind in names.STATE_KINDS:
             if incoming.payload:  # an empty one clears a retained message
                 kind_of_state: type[Reported] | type[DeviceStatus] = Reported if kind == "reported" else DeviceStatus
@@ -216,7 +243,7 @@ class Up:
     ) -> None:
         log.error("dead letter: %s", reason, extra={"topic": origin})
         metrics.GATEWAY_DEAD.inc()
-        headers = dead_letter_headers(reason, room, origin)
+        headers = dead_letter_headers(reason[:1000], room, origin[:300])
         self._write(delivery, names.DEAD_LETTER, data[: self.settings.message_limit_bytes // 2], key, headers)
 
     def _write(
@@ -232,10 +259,12 @@ class Up:
 
         def confirmed(error: Exception | None) -> None:
             self._under_way -= 1
-            if error is not None and topic == names.DEAD_LETTER:
-                raise RuntimeError(f"a dead letter cannot be written: {error}")
-            if error is not None:
-                self._dead_letter(delivery, str(error), delivery.incoming.topic, value)
+            if isinstance(error, TemporaryError):
+                metrics.GATEWAY_AGAIN.inc()
+                self._write(delivery, topic, value, key, headers)
+            elif error is not None:
+                metrics.GATEWAY_REFUSED.inc()
+                self._refused(error, delivery, topic, value, key, headers)
             self._one_less(delivery)
 
         while True:
@@ -250,17 +279,21 @@ class Up:
             else:
                 return None
 
+    def _refused(
+        self, error: Exception, delivery: Delivery, topic: str, value: bytes, key: str | None, headers: Headers | None
+    ) -> None:
+        """A record that Kafka will never take: it becomes a dead letter, that one a shorter one."""
+        if topic != names.DEAD_LETTER:
+            self._dead_letter(delivery, str(error), delivery.incoming.topic, value)
+        elif len(value) > LETTER_LEAST:
+            self._write(delivery, topic, value[:LETTER_LEAST], key, headers)
+        else:
+            raise RuntimeError(f"a dead letter cannot be written: {error}")
+
     def _confirmed(self, delivery: Delivery) -> None:
         """All of a message is in Kafka: the broker may forget it, the device gets its receipts."""
         self.door.ack(delivery.incoming)
-        self._places.release()
-        metrics.GATEWAY_IN_FLIGHT.dec()
+        self._places.free(len(delivery.incoming.payload))
+        self._slowest_s = max(self._slowest_s, time.monotonic() - delivery.since)
         for device, epoch, seq in delivery.receipts:
-            self._receipts[device, epoch].append(seq)
-
-    def _send_receipts(self) -> None:
-        for (device, epoch), seqs in self._receipts.items():
-            for i in range(0, len(seqs), RECEIPT_MOST):
-                receipt = Receipt(epoch=epoch, seqs=seqs[i : i + RECEIPT_MOST])
-                self.door.publish(self.topics.of(device, "receipt"), receipt.model_dump_json().encode())
-        self._receipts.clear()
+            self._receipts.add(device, epoch, seq)

@@ -31,6 +31,13 @@ GATEWAY_DOWN = Counter("sluice_gateway_answers_total", "Answers brought to devic
 GATEWAY_DEAD = Counter("sluice_gateway_dead_letters_total", "Messages that became dead letters")
 GATEWAY_HELD = Counter("sluice_gateway_held_total", "Messages of an unknown schema, left with the device")
 GATEWAY_IN_FLIGHT = Gauge("sluice_gateway_in_flight_messages", "Messages taken in and not yet confirmed by Kafka")
+GATEWAY_IN_FLIGHT_BYTES = Gauge("sluice_gateway_in_flight_bytes", "Payload bytes of these messages")
+GATEWAY_RECEIPTS = Counter("sluice_gateway_receipts_total", "Samples receipted to their devices")
+GATEWAY_REFUSED = Counter("sluice_gateway_refused_total", "Records that Kafka or its client refused for good")
+GATEWAY_AGAIN = Counter("sluice_gateway_written_again_total", "Records written again because Kafka could not take them")
+GATEWAY_KAFKA_S = Histogram(
+    "sluice_gateway_kafka_seconds", "Slowest confirmation of each turn, from taking up to confirmed", buckets=_LATENCY_S
+)
 
 STAGE_SAMPLES = Counter("sluice_stage_samples_total", "Samples worked on", ["tier", "model"])
 STAGE_OUTCOMES = Counter("sluice_stage_outcomes_total", "Outcomes produced", ["tier", "kind"])

@@ -1,0 +1,47 @@
+"""Places for what the gateway has taken in and Kafka has not confirmed: bounded in messages and in bytes.
+
+The network thread waits in `take` for a place, which stops it from reading; so memory stays flat when Kafka is away
+and the broker, and behind it the devices, keep what is theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+
+
+class Places:
+    """At most `most` messages of at most `most_bytes` together; a single larger one may pass alone."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self.most = most
+        self.most_bytes = most_bytes
+        self.taken = 0
+        self.bytes = 0
+        self._closed = False
+        self._freed = threading.Condition(threading.Lock())
+
+    def take(self, size: int) -> bool:
+        """Wait for a place for a message of `size` bytes; False when there will be none any more."""
+        with self._freed:
+            while not self._closed and (
+                self.taken >= self.most or (self.taken and self.bytes + size > self.most_bytes)
+            ):
+                self._freed.wait()
+            if self._closed:
+                return False
+            self.taken += 1
+            self.bytes += size
+            return True
+
+    def free(self, size: int) -> None:
+        """A message of `size` bytes is through."""
+        with self._freed:
+            self.taken -= 1
+            self.bytes -= size
+            self._freed.notify()
+
+    def close(self) -> None:
+        """Nobody gets a place from now on, and nobody waits for one."""
+        with self._freed:
+            self._closed = True
+            self._freed.notify_all()
