@@ -23,8 +23,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
+import confluent_kafka as ck
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from rich.console import Console
@@ -96,7 +98,7 @@ def offload(size: int) -> Offload:
 
 
 class Progress:
-    """How many messages of the run at hand are through; who hears of it notes the time and what the process used."""
+    """How far the run at hand is: what is through, and two marks of (messages, clock, CPU time)."""
 
     def __init__(self) -> None:
         self.places = threading.Semaphore(0)
@@ -104,22 +106,25 @@ class Progress:
         self.begin(0)
 
     def begin(self, wanted: int) -> None:
-        """Of a run of `wanted` messages the last nine tenths count; `pid` is still to be said."""
+        """Of a run of `wanted` messages the last nine tenths count."""
         self.pid, self.count, self.wanted = 0, 0, wanted
         self.marks: list[tuple[int, float, float]] = []
         self.places = threading.Semaphore(UNDER_WAY)
         self.all.clear()
 
     def add(self, more: int) -> None:
-        """So many more are through; of no account between two runs."""
-        if not self.wanted:
-            return
-        self.count += more
-        self.places.release(more)
-        if (not self.marks and self.count >= self.wanted // 10) or self.count >= self.wanted > self.marks[-1][0]:
-            self.marks.append((self.count, time.monotonic(), cpu_s(self.pid)))
-        if self.count >= self.wanted:
-            self.all.set()
+        """So many more are through, and devices may send as many; of no account between two runs."""
+        if self.wanted:
+            self.count += more
+            self.places.release(more)
+            if self.count >= self.wanted:
+                self.all.set()
+
+    def mark(self, count: int, clock: float, cpu: float) -> bool:
+        """`count` messages were through at that time; whether these are all."""
+        if (not self.marks and count >= self.wanted // 10) or (self.marks and count >= self.wanted):
+            self.marks.append((count, clock, cpu))
+        return len(self.marks) == 2
 
     def rates(self) -> tuple[float, float]:
         """Messages (for a second of CPU time, a second by the clock)."""
@@ -216,7 +221,9 @@ class Stand:
         assert child.stdout is not None
         with child.stdout as lines:
             for line in lines:
-                if int(line):
+                count, clock, cpu = line.split()
+                if int(count):
+                    self.progress.mark(int(count), float(clock), float(cpu))
                     self.progress.add(STEP)
                 else:
                     subscribed.set()
@@ -232,15 +239,24 @@ class Stand:
     def rates(self, way: str, size: int, count: int, *, backlog: bool) -> tuple[float, float]:
         """Messages (for a second of CPU time, a second by the clock)."""
         self.progress.begin(count)
-        sample = offload(size)
+        before, sample = self.records(), offload(size)
         if backlog:
             self.fleet.send(way, sample, count)
         with self.working(way):
+            devices = threading.Thread(target=self.fleet.send, args=(way, sample, count), kwargs={"bounded": True})
             if not backlog:
-                self.fleet.send(way, sample, count, bounded=True)
+                devices.start()
+            while way == "ours":
+                if self.progress.mark(self.records() - before, time.monotonic(), cpu_s(self.progress.pid)):
+                    break
+                time.sleep(0.02)
             if not self.progress.all.wait(120):
                 raise RuntimeError(f"{way}: {self.progress.count} of {count} messages in 120 s")
+            if way == "ours":  # the last receipts are part of it
+                self.progress.marks[1] = (*self.progress.marks[1][:2], cpu_s(self.progress.pid))
             self.progress.wanted = 0
+            if not backlog:
+                devices.join()
         return self.progress.rates()
 
     def waits_ms(self) -> tuple[list[float], list[float]]:
@@ -275,10 +291,11 @@ class Stand:
 
     def records(self) -> int:
         """Records of offloads in Kafka."""
-        reader = KafkaReader("count", KafkaCluster(bootstrap=self.kafka.bootstrap), "count")
-        count = reader.watermarks((TOPIC, 0))[1]
-        reader.close()
-        return count
+        return self._ends.get_watermark_offsets(ck.TopicPartition(TOPIC, 0), timeout=10)[1]
+
+    @cached_property
+    def _ends(self) -> ck.Consumer:
+        return ck.Consumer({"bootstrap.servers": self.kafka.bootstrap, "group.id": "ends", "log_level": 0})
 
 
 def _turns(report: Report, stand: Stand, console: Console, what: str, size: int, count: int, *, backlog: bool) -> None:

@@ -1,6 +1,6 @@
 """What the gateway is compared with: a paho client that receives and acknowledges, and does nothing else.
 
-It prints how many it has, every `STEP` messages.
+Every `STEP` messages it prints how many it has, the monotonic clock, and its CPU time, both in seconds.
 
     python -m bench.receiving HOST:PORT CLIENT FILTER
 """
@@ -8,6 +8,7 @@ It prints how many it has, every `STEP` messages.
 from __future__ import annotations
 
 import argparse
+import time
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -35,13 +36,13 @@ def main() -> None:
         c.subscribe(args.filter, 1)
 
     def subscribed(*_: object) -> None:
-        print(0, flush=True)
+        print(0, 0, 0, flush=True)
 
     def on_message(_client: paho.Client, _userdata: object, _message: paho.MQTTMessage) -> None:
         nonlocal came
         came += 1
         if came % STEP == 0:
-            print(came, flush=True)
+            print(came, time.monotonic(), time.process_time(), flush=True)
 
     client.on_connect = connected
     client.on_subscribe = subscribed
