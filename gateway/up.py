@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 from gateway.places import Places
@@ -29,8 +30,6 @@ from sluice.wire.state import DeadLetter, DeviceStatus, Reported, parse_state
 
 log = logging.getLogger(__name__)
 
-BUSY_WAIT_S = 0.0005
-"""How long a turn waits for messages while Kafka owes confirmations."""
 BUSY = 8
 REST_S = 0.002
 """After a turn of `BUSY` messages or more the network thread gets so long to bring in the next ones: two threads that
@@ -45,7 +44,7 @@ TOPICS_AGE_S = 1.0
 class Delivery:
     """An MQTT message on its way: how many records of it Kafka has not confirmed, whom to receipt then.
 
-    While it is taken apart it counts for one more, so that it is not through before all its records are written.
+    While it is taken apart it counts for one more: there are messages without a record.
     """
 
     incoming: Incoming
@@ -53,6 +52,17 @@ class Delivery:
     """Monotonic seconds at which it was taken apart."""
     left: int = 1
     receipts: list[tuple[str, str, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Written:
+    """A record that was handed to Kafka's client."""
+
+    delivery: Delivery
+    topic: str
+    value: bytes
+    key: str | None
+    headers: Headers | None
 
 
 class Up:
@@ -73,16 +83,20 @@ class Up:
             subscriptions=shared + state,
             on_message=self._take_in,
         )
-        self._came: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self._came: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
+        """Messages from the network thread; None: look at the fates of records."""
+        self._fates: deque[tuple[Written, Exception | None]] = deque()
+        self._broken: Exception | None = None
+        """Kafka's client cannot go on."""
+        self._ended = threading.Event()
         self._places = Places(settings.in_flight, settings.in_flight_bytes)
         metrics.GATEWAY_IN_FLIGHT.set_function(lambda: self._places.taken)
         metrics.GATEWAY_IN_FLIGHT_BYTES.set_function(lambda: self._places.bytes)
         self._counted = {kind: metrics.GATEWAY_UP.labels(kind) for kind in names.OUTCOME_KINDS}
         self._stop = threading.Event()
         self._receipts = Receipts(lambda device, body: self.door.publish(self.topics.of(device, "receipt"), body))
-        self._under_way = 0
         self._slowest_s = 0.0
-        """Of the messages that Kafka has confirmed in this turn, the longest time that it took."""
+        """Of the messages that Kafka has confirmed since the last look, the longest time that it took."""
         self._known_topics: set[str] = set()
         self._topics_seen = 0.0
         self._held_told: set[str] = set()
@@ -92,46 +106,51 @@ class Up:
         self._stop = stop
         self._wait_for_topics()
         self.door.start()
+        listener = threading.Thread(target=self._listen, name="confirmations", daemon=True)
+        listener.start()
         while not stop.is_set():
-            carried = self._carry_all(self._patience_s())
-            self.writer.poll()
+            carried = self._carry_all()
+            self._settle()
             self._receipts.send()
-            if self._slowest_s:
-                metrics.GATEWAY_KAFKA_S.observe(self._slowest_s)
-                self._slowest_s = 0.0
             if carried >= BUSY:
                 time.sleep(REST_S)
         self._places.close()
         self.writer.flush(2.0)
+        self._ended.set()
+        listener.join()
+        self._settle()
         self._receipts.send(everything=True)
         self.door.stop()
         self.catalogue.close()
 
-    def _patience_s(self) -> float:
-        """How long to wait for a message: something else may come due."""
-        if self._under_way:
-            return BUSY_WAIT_S
-        due_s = self._receipts.due_s()
-        return 0.1 if due_s is None else min(due_s, 0.1)
-
-    def _carry_all(self, timeout_s: float) -> int:
-        """Carry what has come, waiting for the first; how many."""
-        carried = 0
+    def _listen(self) -> None:
+        """In a thread of its own: hear what Kafka confirms, and wake the loop."""
         try:
-            self._carry(self._came.get(timeout=timeout_s))
-            carried = 1
-            while carried < self.settings.in_flight:
-                self._carry(self._came.get_nowait())
-                carried += 1
+            while not self._ended.is_set():
+                self.writer.poll(0.2)
+                if self._fates:
+                    self._came.put(None)
+        except Exception as error:
+            self._broken = error
+            self._came.put(None)
+
+    def _carry_all(self) -> int:
+        """Wait for something to do, and carry what has come; how many messages."""
+        carried, due_s = 0, self._receipts.due_s()
+        try:
+            incoming = self._came.get(timeout=0.1 if due_s is None else due_s)
+            while True:
+                if incoming is not None:
+                    self._carry(incoming)
+                    carried += 1
+                incoming = self._came.get_nowait()
         except queue.Empty:
-            pass  # there may be confirmations
-        return carried
+            return carried
 
     def _wait_for_topics(self) -> None:
         """The control plane makes the fixed topics; until they are there nothing is taken in."""
         backoff, told = Backoff(), False
         while not self._stop.is_set():
-            self.writer.poll()
             try:
                 missing = {names.PREDICTIONS, names.DEVICES, names.DEAD_LETTER} - self.catalogue.topic_names()
                 if not missing:
@@ -226,9 +245,8 @@ class Up:
                     self._known_topics = self.catalogue.topic_names()
                     break
                 except TemporaryError:
-                    if self._stop.is_set():
+                    if self._stop.wait(0.1):
                         raise
-                    self.writer.poll(0.1)
             self._topics_seen = time.monotonic()
         return topic if topic in self._known_topics else None
 
@@ -254,39 +272,46 @@ class Up:
         key: str | None,
         headers: Headers | None = None,
     ) -> None:
+        """Hand one record to Kafka's client; its fate is heard of in `_settle`."""
         delivery.left += 1
-        self._under_way += 1
+        record = Written(delivery, topic, value, key, headers)
 
-        def confirmed(error: Exception | None) -> None:
-            self._under_way -= 1
-            if isinstance(error, TemporaryError):
-                metrics.GATEWAY_AGAIN.inc()
-                self._write(delivery, topic, value, key, headers)
-            elif error is not None:
-                metrics.GATEWAY_REFUSED.inc()
-                self._refused(error, delivery, topic, value, key, headers)
-            self._one_less(delivery)
+        def known(error: Exception | None) -> None:
+            self._fates.append((record, error))
 
         while True:
             try:
-                self.writer.write(topic, value, key=key, headers=headers, on_delivery=confirmed)
+                return self.writer.write(topic, value, key=key, headers=headers, on_delivery=known)
             except TemporaryError:
-                if self._stop.is_set():
+                if self._stop.wait(0.05):
                     raise
-                self.writer.poll(0.05)
             except PermanentError as error:  # too large for the client already
-                return confirmed(error)
-            else:
-                return None
+                return known(error)
 
-    def _refused(
-        self, error: Exception, delivery: Delivery, topic: str, value: bytes, key: str | None, headers: Headers | None
-    ) -> None:
+    def _settle(self) -> None:
+        """What has become of records meanwhile."""
+        if self._broken is not None:
+            raise self._broken
+        while self._fates:
+            record, error = self._fates.popleft()
+            if isinstance(error, TemporaryError):
+                metrics.GATEWAY_AGAIN.inc()
+                self._write(record.delivery, record.topic, record.value, record.key, record.headers)
+            elif error is not None:
+                metrics.GATEWAY_REFUSED.inc()
+                self._refused(record, error)
+            self._one_less(record.delivery)
+        if self._slowest_s:
+            metrics.GATEWAY_KAFKA_S.observe(self._slowest_s)
+            self._slowest_s = 0.0
+
+    def _refused(self, record: Written, error: Exception) -> None:
         """A record that Kafka will never take: it becomes a dead letter, that one a shorter one."""
-        if topic != names.DEAD_LETTER:
-            self._dead_letter(delivery, str(error), delivery.incoming.topic, value)
-        elif len(value) > LETTER_LEAST:
-            self._write(delivery, topic, value[:LETTER_LEAST], key, headers)
+        delivery = record.delivery
+        if record.topic != names.DEAD_LETTER:
+            self._dead_letter(delivery, str(error), delivery.incoming.topic, record.value)
+        elif len(record.value) > LETTER_LEAST:
+            self._write(delivery, record.topic, record.value[:LETTER_LEAST], record.key, record.headers)
         else:
             raise RuntimeError(f"a dead letter cannot be written: {error}")
 

@@ -27,10 +27,12 @@ class Kafka:
     def __init__(self) -> None:
         self.written: list[tuple[str, bytes, Delivered]] = []
         self.known = {names.offload_topic("fog", "columns"), names.PREDICTIONS, names.DEVICES, names.DEAD_LETTER}
+        self.idle = threading.Event()
         self.looks = 0
         self.away = False
         self.refuse: Callable[[str, bytes], Exception | None] = lambda _topic, _value: None
-        self.on_poll: Callable[[], None] = lambda: None
+        self.settle: Callable[[], None] = lambda: None
+        self.on_look: Callable[[], None] = lambda: None
 
     def write(self, topic: str, value: bytes, *, on_delivery: Delivered, **_rest: object) -> None:
         error = self.refuse(topic, value)
@@ -38,14 +40,15 @@ class Kafka:
             raise error
         self.written.append((topic, value, on_delivery))
 
-    def poll(self, _timeout_s: float = 0.0) -> None:
-        self.on_poll()
+    def poll(self, timeout_s: float = 0.0) -> None:
+        self.idle.wait(timeout_s)
 
     def flush(self, _timeout_s: float) -> int:
         return len(self.written)
 
     def topic_names(self) -> set[str]:
         self.looks += 1
+        self.on_look()
         if self.away:
             raise TemporaryError("no Kafka")
         return self.known
@@ -55,6 +58,12 @@ class Kafka:
 
     def confirm(self, error: Exception | None = None) -> list[str]:
         """Tell the fate of all that is written so far; returns the topics."""
+        topics = self.deliver(error)
+        self.settle()
+        return topics
+
+    def deliver(self, error: Exception | None = None) -> list[str]:
+        """The same, and nobody looks at it yet."""
         written, self.written = self.written, []
         for _, _, delivered in written:
             delivered(error)
@@ -92,6 +101,7 @@ class Way:
         self.up.writer = cast(Any, self.kafka)
         self.up.catalogue = cast(Any, self.kafka)
         self.up.door = cast(Any, self.door)
+        self.kafka.settle = self.up._settle
         self.mid = 0
 
     def message(self, kind: str, *outcomes: Outcome, device: str = DEVICE) -> Incoming:
@@ -102,7 +112,8 @@ class Way:
         self.mid += 1
         incoming = Incoming(f"sluice/{device}/{kind}", payload, 1, False, self.mid, 1)
         self.up._take_in(incoming)
-        self.up._carry(self.up._came.get())
+        self.up._carry_all()
+        self.up._settle()
         return incoming
 
     def receipted(self) -> list[int]:
@@ -206,14 +217,13 @@ def test_no_receipt_for_what_is_not_written_yet_whenever_confirmations_come(way:
     """Confirmations come while the message is still taken apart: while the topic of its second record is looked for."""
     first, second = device.offload(), device.offload(model="other")
 
-    def poll() -> None:
-        way.kafka.confirm()
-        way.kafka.away = False
+    def on_look() -> None:
+        way.kafka.deliver()
+        way.kafka.away = way.kafka.looks < 2
 
-    way.kafka.on_poll = poll
+    way.kafka.on_look = on_look
     way.up._known_topics = {names.offload_topic("fog", "columns")}
     way.kafka.known = {names.offload_topic("fog", "columns"), names.offload_topic("fog", "other")}
-    way.kafka.away = True
     incoming = way.message("offload", first, second)
     assert way.kafka.looks == 2
     assert way.receipted() == [] and way.door.acked == [] and way.free == 4
@@ -223,7 +233,7 @@ def test_no_receipt_for_what_is_not_written_yet_whenever_confirmations_come(way:
 
 def test_told_to_stop_while_kafka_is_away_nothing_is_acknowledged(way: Way, device: Device) -> None:
     way.kafka.away = True
-    way.kafka.on_poll = way.up._stop.set
+    way.kafka.on_look = way.up._stop.set
     way.message("offload", device.offload())
     assert way.receipted() == [] and way.door.acked == [] and way.kafka.written == []
 
