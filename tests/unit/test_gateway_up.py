@@ -1,16 +1,21 @@
 """The way up, with a recording door and a Kafka that the test plays: what is receipted, and when a place is free."""
 
+import ctypes
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import confluent_kafka as ck
 import pytest
 
 from gateway import bridge
 from gateway.settings import GatewaySettings
 from gateway.up import Up
+from sluice.doors.kafka import KafkaCluster, KafkaWriter
+from sluice.doors.kafka_topics import EmbeddedKafka, ensure_topics
 from sluice.doors.mqtt import Incoming
 from sluice.wire import messages, names
 from sluice.wire.errors import PermanentError, TemporaryError
@@ -275,6 +280,34 @@ def test_nothing_is_taken_in_before_the_fixed_topics_are_there(way: Way) -> None
     stop.set()
     loop.join(20)
     assert not loop.is_alive()
+
+
+def break_for_good(writer: KafkaWriter) -> None:
+    """What librdkafka offers for tests: the producer has a fatal error from now on, as after lost sequence numbers."""
+    (library,) = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "librdkafka" in line}
+    client = ctypes.c_void_p.from_address(id(writer._producer) + object.__basicsize__)
+    out_of_order = ctypes.c_int(45)
+    ctypes.CDLL(library).rd_kafka_test_fatal_error(client, out_of_order, b"broken by a test")
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_producer_that_is_broken_for_good_ends_it_with_nothing_acknowledged(device: Device, busy: bool) -> None:
+    """The idempotent producer of a real client, at librdkafka's own mock cluster; loudly, with or without traffic."""
+    mock = EmbeddedKafka()
+    cluster = KafkaCluster(bootstrap=mock.bootstrap)
+    ensure_topics(cluster, dict.fromkeys(Kafka().known, 1))
+    up = Up(GatewaySettings(kafka=cluster))
+    door = Door()
+    up.door = cast(Any, door)
+    with ThreadPoolExecutor(1) as pool:
+        end = pool.submit(up.run, threading.Event())
+        assert door.started.wait(20)
+        break_for_good(up.writer)
+        if busy:
+            up._take_in(Incoming(f"sluice/{DEVICE}/offload", messages.encode(device.offload()), 1, False, 1, 1))
+        with pytest.raises((RuntimeError, ck.KafkaException), match=r"[Ff]atal|FATAL"):
+            end.result(60)
+    assert door.acked == [] and door.receipts == []
 
 
 def test_a_defect_on_the_way_up_ends_the_way_down_too(monkeypatch: pytest.MonkeyPatch) -> None:
