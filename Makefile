@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-models test-device lint unit fuzz bench clean
+.PHONY: away demo test test-models test-device lint unit fuzz bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/sluice demo
@@ -12,6 +12,11 @@ demo: $(VENV)/demo
 test: lint
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest tests/integration tests/e2e
+
+# Kafka away for AWAY_S seconds while devices work
+AWAY_S ?= 600
+away: $(VENV)/dev
+	AWAY_S=$(AWAY_S) $(BIN)/python -m pytest -s tests/integration/test_kafka_away.py
 
 test-models: $(VENV)/dev
 	$(BIN)/python -m pytest tests/models
