@@ -2,7 +2,8 @@
 
 Both run at the same time on the same Mosquitto and the same Kafka with the same segments; each repetition measures
 one and then the other, with the other one idle. Light load: one sample at a time every 20 ms. Throughput: as fast as
-they take it with 64 samples under way.
+they take it with 64 samples under way. The sensor broker and the uplink broker are two, each as shipped
+(`deploy/mosquitto`); the bare chain has one, which is the sensor broker.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from sluice.doors.http import HttpDoor
 from sluice.doors.kafka_topics import ensure_topics
 from sluice.wire.names import TIERS
 from tests.brokers.kafka import Kafka
-from tests.brokers.mosquitto import Mosquitto
+from tests.brokers.mosquitto import Mosquitto, two_brokers
 
 REPETITIONS = 5
 LIGHT = 300
@@ -131,9 +132,15 @@ def run(console: Console) -> Report:
     report = Report("ours against the bare minimum (QoS 0, acks=1, nothing kept, nothing checked)")
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as temporary:
         folder = Path(temporary)
-        with Mosquitto() as mosquitto, Kafka() as kafka, Processes(folder / "logs") as processes:
+        with (
+            Mosquitto() as mosquitto,
+            Mosquitto(shipped="uplink.conf") as uplink,
+            Kafka() as kafka,
+            Processes(folder / "logs") as processes,
+        ):
             brokers = Brokers(mosquitto.host, mosquitto.port, kafka.bootstrap)
-            system = start_system(processes, folder, brokers, devices=DEVICES[:1], say=console.print)
+            extra = two_brokers(uplink, DEVICES[:1])
+            system = start_system(processes, folder, brokers, devices=DEVICES[:1], say=console.print, extra=extra)
             held = acts.Held()
             digest = acts.deploy(system, held, console)
             door = HttpDoor(system.url, system.token)

@@ -8,7 +8,7 @@ tests want; with `users` the shipped passwords and access rules are in force.
 import getpass
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.brokers import fetch
@@ -21,14 +21,20 @@ CONNACK = 0x20
 
 
 class Mosquitto(Server):
-    """A Mosquitto on loopback; `users` (name: password) turns on the shipped passwords and access rules."""
+    """A Mosquitto on loopback; `users` (name: password) turns on the shipped passwords and access rules.
+
+    `shipped`: which of the two configurations, `mosquitto.conf` or `uplink.conf`.
+    """
 
     start_timeout_s = 20.0
 
-    def __init__(self, folder: Path | None = None, users: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, users: Mapping[str, str] | None = None, shipped: str = "mosquitto.conf"
+    ) -> None:
         self.software = fetch.mosquitto()
         super().__init__(folder)
         self.users = users
+        self.shipped = shipped
         self.config = self.folder / "mosquitto.conf"
 
     def prepare(self) -> None:
@@ -42,7 +48,7 @@ class Mosquitto(Server):
             places |= {"allow_anonymous": "true", "password_file": "", "acl_file": ""}
         else:
             places |= {"password_file": str(self._passwords(self.users)), "acl_file": str(self._acl())}
-        config = moved((SHIPPED / "mosquitto.conf").read_text(), places)
+        config = moved((SHIPPED / self.shipped).read_text(), places)
         # Started as root, Mosquitto would go on as another user, who cannot reach a test's folder.
         self.config.write_text(f"{config}\nuser {getpass.getuser()}\n")
 
@@ -99,3 +105,14 @@ def moved(config: str, places: Mapping[str, str]) -> str:
             raise ValueError(f"{option} stands {len(at)} times in the shipped mosquitto.conf, expected once")
         lines[at[0]] = f"{option} {value}" if value else f"# {option}: not in this test"
     return "\n".join(lines)
+
+
+def two_brokers(uplink: Mosquitto, devices: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Settings by process that give devices and gateway a broker of their own, for `sluice.dev.system.start_system`."""
+    place = {"HOST": uplink.host, "PORT": str(uplink.port)}
+    known = uplink.users or {}
+    users: dict[str, dict[str, str]] = {
+        name: {"USERNAME": name, "PASSWORD": known[name]} if name in known else {} for name in ("gateway", *devices)
+    }
+    prefixes = {name: "GATEWAY_BROKER" if name == "gateway" else "EDGE_UPLINK_BROKER" for name in users}
+    return {name: {f"{prefixes[name]}__{k}": v for k, v in (place | users[name]).items()} for name in users}

@@ -170,3 +170,15 @@ def test_the_build_copies_every_package_and_the_context_lets_it() -> None:
     assert set(copied) == wanted
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert {*copied, "pyproject.toml", "README.md", "constraints.txt"} == allowed
+
+
+def test_the_two_brokers_differ_in_when_they_save_and_in_nothing_else() -> None:
+    def options(name: str) -> dict[str, str]:
+        lines = (ROOT / "deploy" / "mosquitto" / name).read_text().splitlines()
+        return dict(
+            line.split(" ", 1) for line in lines if line and not line.startswith("#") and "log_type" not in line
+        )
+
+    one, two = options("mosquitto.conf"), options("uplink.conf")
+    assert one.keys() == two.keys()
+    assert {name for name in one if one[name] != two[name]} == {"autosave_on_changes", "autosave_interval"}
