@@ -4,17 +4,19 @@ The emulator is QEMU's user mode: one program runs as a process of this machine,
 signals, so the agent talks to a native Mosquitto, and kill -9 is what it is. Neither root rights nor mounts nor binfmt
 are needed; without binfmt a program that is emulated cannot start another one.
 
-A root is made once into the cache (`tests/fetching.py`), named by a digest of the pins and of this file: Debian's
+A root is made once into the cache (`tests/fetching.py`), named by a digest of the pins and of `root`: Debian's
 Python, and the packages that a device gets as the wheels that it gets, at the pinned versions. The project's own code
 changes, so it is laid beside the root anew each time (`Machine.site`).
 """
 
 import hashlib
+import inspect
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,11 +98,13 @@ class Machine:
             told |= {"LD_LIBRARY_PATH": libraries, "QEMU_UNSET_ENV": "LD_LIBRARY_PATH"}
         return told
 
-    def run(self, *arguments: str, timeout_s: float = 120.0, **more: str) -> "subprocess.CompletedProcess[str]":
-        """Run its Python to the end, with `more` in the environment."""
+    def run(
+        self, *arguments: str, settings: Mapping[str, str] | None = None, timeout_s: float = 120.0
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run its Python to the end, with `settings` in the environment."""
         return subprocess.run(
             self.python(*arguments),
-            env={"PATH": "/usr/bin:/bin", **self.environment(), **more},
+            env={"PATH": "/usr/bin:/bin", **self.environment(), **(settings or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -142,7 +146,7 @@ def qemu(kind: Kind) -> Software:
 
 def root(kind: Kind, install: list[str]) -> Path:
     """The root with what pip makes of the arguments `install`."""
-    recipe = "\n".join([repr(kind), *install]).encode() + Path(__file__).read_bytes()
+    recipe = "\n".join([repr(kind), *install, inspect.getsource(root)]).encode()
     if "constraints.txt" in install:
         recipe += (ROOT / "constraints.txt").read_bytes()
     name = f"{kind.machine}-{this_system()}-{hashlib.sha256(recipe).hexdigest()[:12]}"
