@@ -115,7 +115,6 @@ def _worker(report: Report, stand: WorkerStand, console: Console) -> None:
         "STAGE_KAFKA__BOOTSTRAP": stand.kafka.bootstrap,
         "STAGE_CLOUD_URL": "http://127.0.0.1:9",
         "STAGE_DATA": str(stand.folder),
-        "STAGE_LOG_LEVEL": "WARNING",
         "STAGE_METRICS_PORT": str(port),
     }
     with Processes(stand.folder / "logs") as processes:
