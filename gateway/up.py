@@ -25,7 +25,7 @@ from sluice.doors.kafka import Headers, KafkaReader, KafkaWriter, dead_letter_he
 from sluice.doors.mqtt import Incoming, MqttDoor
 from sluice.wire import messages, metrics, names
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
-from sluice.wire.messages import Offload, Outcome
+from sluice.wire.messages import Head
 from sluice.wire.state import DeadLetter, DeviceStatus, Reported, parse_state
 
 log = logging.getLogger(__name__)
@@ -198,18 +198,17 @@ class Up:
         incoming = delivery.incoming
         device, kind = self.topics.split(incoming.topic)
         if kind in names.OUTCOME_KINDS:
-            outcomes = messages.decode_all(incoming.payload, self.settings.message_limit_bytes)
-            for outcome in outcomes:
-                self._check(device, kind, outcome)
-            for outcome in outcomes:
-                delivery.receipts.append((outcome.device_id, outcome.epoch, outcome.seq))
-                topic = self._topic_of(outcome)
-                value = incoming.payload if len(outcomes) == 1 else messages.encode(outcome)
+            heads = messages.heads(incoming.payload, self.settings.message_limit_bytes)
+            for head in heads:
+                self._check(device, kind, head)
+            for head in heads:
+                delivery.receipts.append((device, head.epoch, head.seq))
+                topic = self._topic_of(head)
                 if topic is None:
-                    reason = f"no topic for tier {outcome.tier}, model {outcome.model}: it is made by a rollout"
-                    self._dead_letter(delivery, reason, incoming.topic, value)
+                    reason = f"no topic for tier {head.tier}, model {head.model}: it is made by a rollout"
+                    self._dead_letter(delivery, reason, incoming.topic, head.value)
                 else:
-                    self._write(delivery, topic, value, device)
+                    self._write(delivery, topic, head.value, device)
                     self._counted[kind].inc()
         elif kind in names.STATE_KINDS:
             if incoming.payload:  # an empty one clears a retained message
@@ -229,21 +228,20 @@ class Up:
             raise PermanentError(f"nothing is known to do with {kind[:40]!r}")
 
     @staticmethod
-    def _check(device: str, kind: str, outcome: Outcome) -> None:
-        if outcome.device_id != device:
-            raise PermanentError(f"outcome of {outcome.device_id!r} on the topic of {device!r}")
-        if isinstance(outcome, Offload) != (kind == "offload"):
+    def _check(device: str, kind: str, head: Head) -> None:
+        if head.device_id != device:
+            raise PermanentError(f"outcome of {head.device_id!r} on the topic of {device!r}")
+        if head.message != kind:
             raise PermanentError(f"a message on topic {kind!r} is none")
-        if isinstance(outcome, Offload) and outcome.tier == "edge":
+        if head.message == "offload" and head.tier == "edge":
             raise PermanentError("offload is meant for the edge")
 
-    def _topic_of(self, outcome: Outcome) -> str | None:
+    def _topic_of(self, head: Head) -> str | None:
         """The Kafka topic of an outcome; None if it does not exist. The gateway makes no topic."""
-        if not isinstance(outcome, Offload):
+        if head.message == "prediction":
             return names.PREDICTIONS
-        topic = names.offload_topic(outcome.tier, outcome.model)
-        now = time.monotonic()
-        if topic not in self._known_topics and now >= self._topics_seen + TOPICS_AGE_S:
+        topic = names.offload_topic(head.tier, head.model)
+        if topic not in self._known_topics and time.monotonic() >= self._topics_seen + TOPICS_AGE_S:
             while True:
                 try:
                     self._known_topics = self.catalogue.topic_names()

@@ -77,7 +77,12 @@ def encode(message: str, record: dict[str, Any]) -> bytes:
 
 
 def decode_all(payload: bytes, limit: int) -> list[tuple[str, dict[str, Any]]]:
-    """The (message, record) pairs of a payload that holds one or more records back to back.
+    """The (message, record) pairs of a payload; errors as in `decode_parts`."""
+    return [(message, record) for message, record, _ in decode_parts(payload, limit)]
+
+
+def decode_parts(payload: bytes, limit: int) -> list[tuple[str, dict[str, Any], bytes]]:
+    """(message, record, its bytes) of each record of a payload that holds one or more of them back to back.
 
     `limit` bounds the payload in bytes and is checked before anything is decoded. Raises `PermanentError` for what
     is not a sequence of whole records, `UnknownSchemaError` for a fingerprint that this version does not know.
@@ -88,7 +93,8 @@ def decode_all(payload: bytes, limit: int) -> list[tuple[str, dict[str, Any]]]:
         raise PermanentError("empty message")
     stream = io.BytesIO(payload)
     records = []
-    while stream.tell() < len(payload):
+    begin = 0
+    while begin < len(payload):
         header = stream.read(HEADER_SIZE)
         if header[:2] != MARKER or len(header) < HEADER_SIZE:
             raise PermanentError(f"not an Avro single-object record: begins with {header.hex()}")
@@ -101,5 +107,7 @@ def decode_all(payload: bytes, limit: int) -> list[tuple[str, dict[str, Any]]]:
             raise PermanentError(f"broken {schema.message} record: {type(error).__name__} {in_short(error)}") from error
         if not isinstance(record, dict):
             raise PermanentError(f"{schema.message} record is not a record")
-        records.append((schema.message, record))
+        end = stream.tell()
+        records.append((schema.message, record, payload[begin:end]))
+        begin = end
     return records

@@ -24,6 +24,7 @@ MAX_MESSAGE_BYTES = 1_000_000
 MAX_TENSORS = 64
 MAX_RANK = 8
 MAX_ID = 256
+_TIERS = frozenset(TIERS)
 
 
 class HasSample(Protocol):
@@ -155,7 +156,36 @@ def decode_all(payload: bytes, limit: int = MAX_MESSAGE_BYTES) -> list[Outcome]:
 
     Raises `PermanentError` when any of them is broken, `UnknownSchemaError` when one may be newer than this version.
     """
-    return [_checked(message, record) for message, record in avro.decode_all(payload, limit)]
+    return [_made(message, record) for message, record, _ in _records(payload, limit)]
+
+
+@dataclass(slots=True)
+class Head:
+    """What whoever passes an outcome on has to know of it; `value` is its own part of the payload."""
+
+    message: Literal["offload", "prediction"]
+    device_id: str
+    epoch: str
+    seq: int
+    model: str
+    tier: Tier
+    value: bytes
+
+
+def heads(payload: bytes, limit: int = MAX_MESSAGE_BYTES) -> list[Head]:
+    """The heads of all outcomes of a payload, which is decoded and checked as by `decode_all`, with the same errors."""
+    return [
+        Head(message, r["device_id"], r["epoch"].hex(), r["seq"], r["model"], r["tier"], value)  # type: ignore[arg-type]
+        for message, r, value in _records(payload, limit)
+    ]
+
+
+def _records(payload: bytes, limit: int) -> list[tuple[str, dict[str, Any], bytes]]:
+    """(message, record, its bytes), checked."""
+    records = avro.decode_parts(payload, limit)
+    for message, record, _ in records:
+        _check(message, record)
+    return records
 
 
 def decode(payload: bytes, limit: int = MAX_MESSAGE_BYTES) -> Outcome:
@@ -166,38 +196,53 @@ def decode(payload: bytes, limit: int = MAX_MESSAGE_BYTES) -> Outcome:
     return outcomes[0]
 
 
-def _checked(message: str, record: dict[str, Any]) -> Outcome:
-    record["epoch"] = record["epoch"].hex()
-    record["bundle"] = record["bundle"].hex()
+def _check(message: str, record: dict[str, Any]) -> None:
+    """Raise for what later code must not meet. Every message goes through here: words are made only when needed."""
     check_name("device", record["device_id"])
     check_name("model", record["model"])
     check_name("operating point", record["operating_point"])
     _require(record["seq"] >= 0, "seq is negative")
     _require(record["source_id"] is None or len(record["source_id"]) <= MAX_ID, "source_id is too long")
     _require(record["trace"] is None or len(record["trace"]) <= MAX_ID, "trace is too long")
-    _require(record["tier"] in TIERS, f"tier {record['tier'][:20]!r} is not one of {', '.join(TIERS)}")
-    _require(all(tier in TIERS for tier in record["compute_us"]), "compute_us names an unknown tier")
+    if record["tier"] not in TIERS:
+        raise PermanentError(f"tier {record['tier'][:20]!r} is not one of {', '.join(TIERS)}")
+    _require(record["compute_us"].keys() <= _TIERS, "compute_us names an unknown tier")
     if (audit := record["audit"]) is not None:
-        _require(all(number >= 0 for number in audit.values()), "audit of a negative seq, exit or label")
-        record["audit"] = Audit(**audit)
+        _require(min(audit.values()) >= 0, "audit of a negative seq, exit or label")
     if message == "prediction":
         _check_belief(record, label_from=-1)
-        _require(record["status"] in STATUSES, f"status {record['status'][:20]!r} is unknown")
-        _require(record["reason"] in REASONS, f"reason {record['reason'][:20]!r} is unknown")
+        if record["status"] not in STATUSES:
+            raise PermanentError(f"status {record['status'][:20]!r} is unknown")
+        if record["reason"] not in REASONS:
+            raise PermanentError(f"reason {record['reason'][:20]!r} is unknown")
         _require(len(record["outputs"]) % 4 == 0, "outputs are not float32")
-        return Prediction(**record)
+        return
     if message != "offload":
         raise PermanentError(f"a {message} record is not an outcome")
     _require(record["next_segment"] >= 0, "next_segment is negative")
-    _require(len(record["tensors"]) <= MAX_TENSORS, f"more than {MAX_TENSORS} tensors")
-    _require(len(record["beliefs"]) <= MAX_TENSORS, f"more than {MAX_TENSORS} beliefs")
+    for field_name in ("tensors", "beliefs"):
+        if len(record[field_name]) > MAX_TENSORS:
+            raise PermanentError(f"more than {MAX_TENSORS} {field_name}")
     for belief in record["beliefs"]:
         _check_belief(belief)
     for tensor in record["tensors"]:
+        shape = tensor["shape"]
         _require(len(tensor["name"]) <= MAX_ID, "a tensor's name is too long")
         _require(math.isfinite(tensor["scale"]), "a tensor's scale is not finite")
-        _require(len(tensor["shape"]) <= MAX_RANK, f"tensor rank over {MAX_RANK}")
-        _require(all(0 < n < 2**31 for n in tensor["shape"]), "tensor dimension is not positive")
+        if len(shape) > MAX_RANK:
+            raise PermanentError(f"tensor rank over {MAX_RANK}")
+        _require(not shape or (min(shape) > 0 and max(shape) < 2**31), "tensor dimension is not positive")
+
+
+def _made(message: str, record: dict[str, Any]) -> Outcome:
+    """The outcome that a checked record is."""
+    record["epoch"] = record["epoch"].hex()
+    record["bundle"] = record["bundle"].hex()
+    if record["audit"] is not None:
+        record["audit"] = Audit(**record["audit"])
+    if message == "prediction":
+        return Prediction(**record)
+    for tensor in record["tensors"]:
         tensor["shape"] = tuple(tensor["shape"])
     record["tensors"] = tuple(Tensor(**tensor) for tensor in record["tensors"])
     record["beliefs"] = tuple(Belief(**belief) for belief in record["beliefs"])

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.wire import avro
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, UnknownSchemaError
 from sluice.wire.messages import (
     MAX_ID,
     MAX_TENSORS,
@@ -23,6 +24,7 @@ from sluice.wire.messages import (
     decode,
     decode_all,
     encode,
+    heads,
     sample_of,
 )
 from sluice.wire.names import TIERS
@@ -161,6 +163,8 @@ OF_OFFLOADS: list[tuple[dict[str, Any], str]] = [
     + [(prediction(**changes), reason) for changes, reason in OF_BOTH + OF_PREDICTIONS],
 )
 def test_every_field_is_checked(outcome: Outcome, reason: str) -> None:
+    with pytest.raises(PermanentError, match=reason):
+        heads(encode(outcome))
     with pytest.raises(PermanentError, match=reason) as refused:
         decode(encode(outcome))
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 200
@@ -179,9 +183,36 @@ def test_the_largest_ids_and_counts_are_taken() -> None:
 
 def test_a_record_that_is_no_outcome_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     record = avro.decode_all(encode(prediction()), 10_000)[0][1]
-    monkeypatch.setattr(avro, "decode_all", lambda *_: [("weather", record)])
+    monkeypatch.setattr(avro, "decode_parts", lambda *_: [("weather", record, b"any")])
     with pytest.raises(PermanentError, match="a weather record is not an outcome"):
         decode_all(b"any")
+
+
+def test_heads_are_those_of_what_is_decoded_and_each_has_its_own_bytes() -> None:
+    sent: list[Outcome] = [prediction(seq=3), offload(seq=4), prediction(device_id="another")]
+    payload = b"".join(map(encode, sent))
+    found = heads(payload)
+    assert [decode(head.value) for head in found] == sent
+    assert [(h.message, h.device_id, h.epoch, h.seq, h.model, h.tier) for h in found] == [
+        (type(o).__name__.lower(), o.device_id, o.epoch, o.seq, o.model, o.tier) for o in sent
+    ]
+
+
+@patient
+@given(st.data())
+def test_heads_are_as_strict_as_decoding(data: st.DataObject) -> None:
+    """A payload with a byte changed, or cut: both take it, or both refuse it for the same kind of reason."""
+    payload = bytearray(encode(offload()) + encode(prediction()))
+    payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    damaged = bytes(payload[: data.draw(st.integers(1, len(payload)))])
+
+    def verdict(read: Callable[[bytes], list[Any]]) -> list[int] | str:
+        try:
+            return [found.seq for found in read(damaged)]
+        except (PermanentError, UnknownSchemaError) as error:
+            return type(error).__name__
+
+    assert verdict(heads) == verdict(decode_all)
 
 
 def test_epoch_and_bundle_are_hex_for_people_and_bytes_on_the_wire() -> None:
