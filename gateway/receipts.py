@@ -1,7 +1,7 @@
 """Receipts, gathered by device: under load one MQTT message speaks for many samples.
 
-The first after a quiet time goes at once. After that they wait for company until `EVERY_S` have passed since the last
-round, or until a device has `ENOUGH`, so that one with many outcomes under way never waits for its receipts alone.
+With little to do they go at once. While the gateway is busy they wait for company until `EVERY_S` have passed since
+the last round, or until a device has `ENOUGH`, so that one with many outcomes under way is not held up by it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sluice.wire.state import Receipt
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 0.02
+EVERY_S = 0.1
 ENOUGH = 16
 MOST = 1000
 """Samples in one receipt: 20 digits each, they stay below the bound of what is state in its size."""
@@ -39,16 +39,15 @@ class Receipts:
         if len(seqs) == ENOUGH:
             self._enough.append((device, epoch))
 
-    def due_s(self) -> float | None:
-        """Seconds until there is something to send; None: nothing waits."""
-        return max(0.0, self._next_round - monotonic()) if self._waiting else None
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
-    def send(self, *, everything: bool = False) -> None:
-        """Publish those whose time has come."""
+    def send(self, *, busy: bool) -> None:
+        """Publish those whose time has come: all of them, unless the gateway is busy."""
         if not self._waiting:
             return
         now = monotonic()
-        if everything or now >= self._next_round:
+        if not busy or now >= self._next_round:
             self._next_round = now + EVERY_S
             keys = list(self._waiting)
         else:

@@ -115,7 +115,7 @@ class Up:
         while not stop.is_set():
             carried = self._carry_all()
             self._settle()
-            self._receipts.send()
+            self._receipts.send(busy=carried >= BUSY)
             if carried >= BUSY:
                 time.sleep(REST_S)
         self._places.close()
@@ -123,7 +123,7 @@ class Up:
         self._ended.set()
         listener.join()
         self._settle()
-        self._receipts.send(everything=True)
+        self._receipts.send(busy=False)
         self.door.stop()
         self.catalogue.close()
 
@@ -140,9 +140,9 @@ class Up:
 
     def _carry_all(self) -> int:
         """Wait for something to do, and carry what has come; how many messages."""
-        carried, due_s = 0, self._receipts.due_s()
+        carried = 0
         try:
-            incoming = self._came.get(timeout=0.1 if due_s is None else due_s)
+            incoming = self._came.get(timeout=REST_S if self._receipts else 0.1)
             while True:
                 if incoming is not None:
                     self._carry(incoming)

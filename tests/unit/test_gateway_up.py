@@ -122,7 +122,7 @@ class Way:
         return incoming
 
     def receipted(self) -> list[int]:
-        self.up._receipts.send(everything=True)
+        self.up._receipts.send(busy=False)
         seqs = [seq for receipt in self.door.receipts for seq in receipt.seqs]
         self.door.receipts.clear()
         return seqs
