@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 TELLING_MOST = 1000
 """Answers handed to the sensor broker and not taken by it yet; message ids are 16 bits, so there must be a bound."""
+PATIENCE_MOST = 6
+"""Times `receipt_timeout_s` after which an outcome is sent again at the latest. While Kafka is away a gateway gives no
+receipts, and what is sent again meanwhile only waits at the broker, to come to Kafka as repeats."""
 ACKS_MOST = 32
 """Answers from above that wait to be acknowledged until the store is durable; at this number it is made so at once."""
 
@@ -71,6 +74,8 @@ class Outbox:
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._unsent: deque[int] = deque()
         self._sent: OrderedDict[int, float] = OrderedDict()
+        self._patience_s = settings.receipt_timeout_s
+        """How long a receipt is waited for: the longer, the longer none at all has come."""
         self._batch: list[int] = []
         """Predictions that wait for company."""
         self._batch_bytes = 0
@@ -163,6 +168,8 @@ class Outbox:
 
     def receipt(self, seqs: Iterable[int]) -> None:
         """These samples' outcomes are in Kafka."""
+        if self._patience_s > self.settings.receipt_timeout_s:
+            self.link_is_up()  # the first receipt after a long time: those of the others are on their way
         for seq in seqs:
             self._sent.pop(seq, None)
             entry = self._entries.get(seq)
@@ -243,6 +250,7 @@ class Outbox:
         """The client sends again by itself what was under way; it gets its full time for a receipt."""
         now = monotonic()
         self._sent = OrderedDict.fromkeys(self._sent, now)
+        self._patience_s = self.settings.receipt_timeout_s
 
     def tick(self) -> None:
         """Whose time is up: answer provisionally, or finish from the best exit."""
@@ -265,7 +273,7 @@ class Outbox:
         """The monotonic time of the next thing that `tick` or `after_commit` has to do."""
         due = [queue[0][0] for queue in (self._timeouts, self._expiries) if queue]
         if self._sent and self.uplink.up.is_set():
-            due.append(next(iter(self._sent.values())) + self.settings.receipt_timeout_s)
+            due.append(next(iter(self._sent.values())) + self._patience_s)
         if self._batch and self.uplink.up.is_set():
             due.append(self._batch_due)
         return min(due, default=monotonic() + 1.0)
@@ -286,11 +294,12 @@ class Outbox:
             return
         now = monotonic()
         late = []
-        while self._sent and next(iter(self._sent.values())) + self.settings.receipt_timeout_s <= now:
+        while self._sent and next(iter(self._sent.values())) + self._patience_s <= now:
             late.append(self._sent.popitem(last=False)[0])
         if late:
             self._unsent.extendleft(reversed(late))
             self.counters["outcomes_sent_again"] += len(late)
+            self._patience_s = min(2 * self._patience_s, PATIENCE_MOST * self.settings.receipt_timeout_s)
         while self._unsent and len(self._sent) + len(self._batch) < self.settings.uplink_in_flight:
             seq = self._unsent.popleft()
             entry = self._entries.get(seq)

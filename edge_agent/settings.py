@@ -93,7 +93,7 @@ class EdgeSettings(RoomSettings):
     uplink_in_flight: int = Field(default=64, ge=1)
     """Outcomes sent up and not receipted yet; this bound is the back-pressure."""
     receipt_timeout_s: float = Field(default=10.0, gt=0)
-    """Time after which an outcome without a receipt is sent again."""
+    """Time after which an outcome without a receipt is sent again; while none at all comes, up to six times that."""
     predictions: PredictionsUp = PredictionsUp()
     """How predictions go up (`EDGE_PREDICTIONS__MODE`, …)."""
     predictions_by_model: dict[str, PredictionsUp] = Field(default={})

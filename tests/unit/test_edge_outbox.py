@@ -593,3 +593,25 @@ def test_what_may_have_changed_the_last_label_above_lets_the_next_one_through(ma
 
     device.add(other := device.own_final(label=1, bundle="cd" * 32))
     assert device.uplink.take() == [other], "the same number of another bundle may mean something else"
+
+
+def test_while_no_receipt_comes_at_all_it_is_sent_again_ever_more_rarely(make: Make, clock: Clock) -> None:
+    """Kafka away behind a gateway for ten minutes; the first receipt after it brings back the usual patience."""
+    device = make(uplink_in_flight=2, receipt_timeout_s=10)
+    own = [device.own_final() for _ in range(3)]
+    device.add(*own)
+    assert seqs(device.uplink.take()) == [own[0].seq, own[1].seq]
+    again = []
+    for second in range(1, 601):
+        clock.forward(1)
+        device.turn()
+        if found := seqs(device.uplink.take()):
+            assert found == [own[0].seq, own[1].seq], "the oldest, in order"
+            again.append(second)
+    assert again[:4] == [10, 30, 70, 130] and len(again) == 11
+    device.outbox.receipt([own[0].seq])
+    device.turn()
+    assert seqs(device.uplink.take()) == [own[2].seq]
+    clock.forward(10)
+    device.turn()
+    assert seqs(device.uplink.take()) == [own[1].seq, own[2].seq]
