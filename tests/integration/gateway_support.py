@@ -105,6 +105,7 @@ class Device:
         """Send it again and again until it is receipted, as an agent does."""
         payload = messages.encode(prediction)
         while prediction.seq not in self.receipted():
+            self.changed.clear()
             self.send("prediction", payload)
             self.changed.wait(1)
 
