@@ -108,10 +108,10 @@ class Up:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; what is not confirmed by then stays with the broker."""
         self._stop = stop
-        self._wait_for_topics()
-        self.door.start()
         listener = threading.Thread(target=self._listen, name="confirmations", daemon=True)
         listener.start()
+        self._wait_for_topics()
+        self.door.start()
         while not stop.is_set():
             carried = self._carry_all()
             self._settle()
