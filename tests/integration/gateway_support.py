@@ -12,6 +12,7 @@ from sluice.wire.messages import Belief, Offload, Prediction, Tensor
 from sluice.wire.state import Receipt, parse_state
 from tests.brokers.kafka import Kafka
 from tests.brokers.mosquitto import Mosquitto
+from tests.integration.edge_support import until
 
 IN_FLIGHT = 8
 EPOCH = "0123456789abcdef"
@@ -158,6 +159,7 @@ class Topic:
     def __init__(self, kafka: Kafka, name: str) -> None:
         cluster = KafkaCluster(bootstrap=kafka.bootstrap)
         self.reader = KafkaReader("test", cluster, f"test-{secrets.token_hex(4)}")
+        until(lambda: name in self.reader.topic_names())  # Kafka tells of a topic a moment after it has made it
         self.reader.assign_all(name)
         self.records: list[Record] = []
 
