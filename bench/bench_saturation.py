@@ -29,7 +29,7 @@ from rich.console import Console
 from bench.bench_worker import IMAGES as OFFLOADS
 from bench.bench_worker import TOPIC
 from bench.bench_worker import Stand as WorkerStand
-from bench.lenet import Stand, cpu_s, images, standing
+from bench.lenet import Stand, cpu_s, images, machine_s, standing
 from bench.report import Report
 from sluice.dev.processes import Processes, free_port
 from sluice.dev.sensor import Sensor
@@ -124,24 +124,34 @@ def _worker(report: Report, stand: WorkerStand, console: Console) -> None:
         _until(stand, 500, 60.0)  # warm, and its group has formed
         for rate in WORKER_RATES:
             offered = f"{rate}/s" if rate else "as fast as written"
-            pids = {"worker": process.child.pid}
-            before, answered, spent, begun = batches(port), stand.answered("ours"), cpu_s(pids), time.monotonic()
+            pids = {"worker": process.child.pid, "kafka": stand.kafka.pid, "writer and observer": os.getpid()}
+            before, answered, begun = batches(port), stand.answered("ours"), time.monotonic()
+            spent, machine = cpu_s(pids), machine_s()
             count = _write_at(stand, rate)
             done = _until(stand, answered + count, 120.0)
             seconds = time.monotonic() - begun
             seen = batches(port).since(before)
             made = stand.answered("ours") - answered
-            core = (cpu_s(pids)["worker"] - spent["worker"]) / seconds
-            console.print(f"  worker, {offered}: {made / seconds:.0f}/s, {seen.mean:.1f} a batch, {core:.0%} of a core")
+            shares, used = _shares(pids, spent, seconds), (machine_s() - machine) / seconds
+            busy = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+            console.print(f"  worker, {offered}: {made / seconds:.0f}/s, {seen.mean:.1f} a batch; {busy}")
             for what, unit, value in (
                 ("answered", "samples/s", made / seconds),
                 ("records in a batch, mean", "records", seen.mean),
                 ("records in a batch, 90 % at most", "records", seen.least_upto(0.9)),
-                ("CPU", "% of a core", 100 * core),
+                ("CPU", "% of a core", 100 * shares["worker"]),
             ):
                 report.row(f"worker offered {offered}: {what}", unit).ours.append(value)
+            if not rate:
+                report.notes.append(f"one worker, {offered}, shares of a core: {busy}; {_bottleneck(shares, used)}")
             if not done:
                 report.notes.append(f"MISSED: worker offered {offered}: {count - made} of {count} without an answer")
+
+
+def _shares(pids: Mapping[str, int], before: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """Share of a core that each process took since `before` (`cpu_s`), the busiest first."""
+    shares = {name: (now - before[name]) / seconds for name, now in cpu_s(pids).items()}
+    return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 
 
 def _write_at(stand: WorkerStand, rate: int) -> int:
@@ -173,44 +183,14 @@ def _until(stand: WorkerStand, answers: int, patience_s: float) -> bool:
 
 
 def _path(report: Report, stand: Stand, port: int, rates: Sequence[int], console: Console) -> None:
-    """The whole path by offered load, until a rate is not sustained."""
+    """The whole path by offered load, until a rate is not sustained in two tries."""
     best = 0.0
-    pids = {**stand.pids, "sensor and observer": os.getpid()}
     for rate in rates:
-        before, spent = batches(port), cpu_s(pids)
-        sensor, sending_s, seconds = _offer(stand, rate, PATH_S)
-        seen = batches(port).since(before)
-        shares = {name: (now - spent[name]) / seconds for name, now in cpu_s(pids).items()}
-        shares = dict(sorted(shares.items(), key=lambda pair: -pair[1]))
-        told = sensor.told
-        answered = [one for one in told if one.finals]
-        latencies = [(one.answered_ns - one.sent_ns) / 1e6 for one in answered] or [math.nan]
-        p50, p99 = (float(np.percentile(latencies, share)) for share in (50, 99))
-        reasons = [
-            words
-            for bad, words in (
-                (len(told) < SHARE_SENT * rate * sending_s, f"only {len(told) / sending_s:.0f}/s could be sent"),
-                (len(answered) < len(told), f"{len(told) - len(answered)} of {len(told)} not answered in time"),
-                (not p99 < 1000 * P99_S, f"p99 {p99:.0f} ms"),
-            )
-            if bad
-        ]
-        busy = ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:5])
-        console.print(
-            f"  whole path, {rate}/s: p99 {p99:.0f} ms, {seen.mean:.1f} a batch; {busy}; {'; '.join(reasons)}"
-        )
-        for what, unit, value in (
-            ("answered", "samples/s", len(answered) / sending_s),
-            ("p50 sensor to answer", "ms", p50),
-            ("p99 sensor to answer", "ms", p99),
-            ("records in a fog batch, mean", "records", seen.mean),
-            ("records in a fog batch, 90 % at most", "records", seen.least_upto(0.9)),
-        ):
-            report.row(f"whole path offered {rate}/s: {what}", unit).ours.append(value)
-        report.notes.append(f"whole path at {rate}/s, shares of a core: {busy}")
-        if reasons:
-            report.notes.append(f"whole path at {rate}/s is not sustained: {'; '.join(reasons)}")
-            report.notes.append(_bottleneck(shares))
+        failed: list[str] = []
+        while len(failed) < 2 and (reasons := _try(report, stand, port, rate, console)):
+            failed.append(reasons)
+        if len(failed) == 2:
+            report.notes += [f"whole path at {rate}/s is not sustained: {reasons}" for reasons in failed]
             break
         best = rate
     report.row("whole path: sustained, p99 under 1 s", "samples/s").ours.append(best)
@@ -218,14 +198,51 @@ def _path(report: Report, stand: Stand, port: int, rates: Sequence[int], console
         report.notes.append(f"MISSED: not even {rates[0]}/s is sustained")
 
 
-def _bottleneck(shares: Mapping[str, float]) -> str:
+def _try(report: Report, stand: Stand, port: int, rate: int, console: Console) -> str:
+    """One rate of the whole path; why it is not sustained and what was full, or nothing."""
+    pids = {**stand.pids, "sensor and observer": os.getpid()}
+    before, spent, machine = batches(port), cpu_s(pids), machine_s()
+    sensor, sending_s, seconds = _offer(stand, rate, PATH_S)
+    seen = batches(port).since(before)
+    shares = _shares(pids, spent, seconds)
+    told = sensor.told
+    answered = [one for one in told if one.finals]
+    latencies = [(one.answered_ns - one.sent_ns) / 1e6 for one in answered] or [math.nan]
+    p50, p99 = (float(np.percentile(latencies, share)) for share in (50, 99))
+    reasons = [
+        words
+        for bad, words in (
+            (len(told) < SHARE_SENT * rate * sending_s, f"only {len(told) / sending_s:.0f}/s could be sent"),
+            (len(answered) < len(told), f"{len(told) - len(answered)} of {len(told)} not answered in time"),
+            (not p99 < 1000 * P99_S, f"p99 {p99:.0f} ms"),
+        )
+        if bad
+    ]
+    busy = ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:5])
+    console.print(f"  whole path, {rate}/s: p99 {p99:.0f} ms, {seen.mean:.1f} a batch; {busy}; {'; '.join(reasons)}")
+    for what, unit, value in (
+        ("answered", "samples/s", len(answered) / sending_s),
+        ("p50 sensor to answer", "ms", p50),
+        ("p99 sensor to answer", "ms", p99),
+        ("records in a fog batch, mean", "records", seen.mean),
+        ("records in a fog batch, 90 % at most", "records", seen.least_upto(0.9)),
+    ):
+        report.row(f"whole path offered {rate}/s: {what}", unit).ours.append(value)
+    report.notes.append(f"whole path at {rate}/s, shares of a core: {busy}")
+    return "; ".join([*reasons, _bottleneck(shares, (machine_s() - machine) / seconds)]) if reasons else ""
+
+
+def _bottleneck(shares: Mapping[str, float], machine: float) -> str:
+    """What was full: `shares` of a core by process, the busiest first; `machine`: cores in use, by anyone."""
     name, share = next(iter(shares.items()))
-    whole, cores = sum(shares.values()), os.cpu_count() or 1
+    ours, cores = sum(shares.values()), os.cpu_count() or 1
     if share >= FULL:
         return f"bottleneck: {name}, {share:.0%} of a core"
-    if whole >= FULL * cores:
-        return f"bottleneck: the machine; all processes together take {whole:.1f} of {cores} cores, {name} most"
-    return f"bottleneck: none by CPU ({name} takes {share:.0%} of a core): something waits, the broker's disk perhaps"
+    if ours >= FULL * cores:
+        return f"bottleneck: the machine; all processes together take {ours:.1f} of {cores} cores, {name} most"
+    if machine >= FULL * cores:
+        return f"bottleneck: others on this machine take {machine - ours:.1f} of {cores} cores; say nothing of this run"
+    return f"bottleneck: none by CPU ({name} takes {share:.0%} of a core): something waits, perhaps for a disk"
 
 
 def _offer(stand: Stand, rate: float, duration_s: float) -> tuple[Sensor, float, float]:

@@ -190,3 +190,9 @@ def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         spent[name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return spent
+
+
+def machine_s() -> float:
+    """CPU time so far of everything on this machine, s (`proc(5)`: /proc/stat; user, nice, system, irq, softirq)."""
+    user, nice, system, _idle, _wait, irq, soft = (int(n) for n in Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
