@@ -79,7 +79,7 @@ class HttpDoor:
 
         Digest and signature are checked before the manifest is parsed, each blob before it is stored; a blob that is
         there already and whole, or in one of the bundles `elsewhere`, is not fetched again. Raises `PermanentError`
-        or `TemporaryError`; what was fetched stays.
+        or `TemporaryError`, a full disk being one; what was fetched stays.
         """
         data = self.get_bytes(f"/v1/bundles/{digest}/manifest", MAX_MANIFEST_BYTES)
         signature = self.get_bytes(f"/v1/bundles/{digest}/signature", 1000).decode("ascii", "replace").strip()
@@ -89,9 +89,9 @@ class HttpDoor:
             if content is None:
                 content = self.get_bytes(f"/v1/blobs/{blob.sha256}", min(blob.size, MAX_BLOB_BYTES))
                 check_blob(content, blob.sha256)
-            write_atomically(folder / BLOBS / blob.sha256, content)
-        write_atomically(folder / SIGNATURE, signature.encode())
-        write_atomically(folder / MANIFEST, data)
+            _keep(folder / BLOBS / blob.sha256, content)
+        _keep(folder / SIGNATURE, signature.encode())
+        _keep(folder / MANIFEST, data)
         return manifest
 
     def _away(self, error: httpx.HTTPError) -> TemporaryError:
@@ -119,3 +119,11 @@ def _on_hand(blob: Blob, folders: Iterable[Path]) -> bytes | None:
         except PermanentError:
             continue
     return None
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Write it, when there is room."""
+    try:
+        write_atomically(file, content)
+    except OSError as error:
+        raise TemporaryError(f"{file} cannot be written: {error.strerror}") from error

@@ -188,6 +188,28 @@ def test_an_audit_is_finished_by_the_final_exit_also_when_its_time_is_over(
     assert worker.stop() == 0
 
 
+def test_kafka_killed_in_the_middle_stops_nothing_for_good(
+    stage: Stage, processes: Processes, answers: Answers, unique: str
+) -> None:
+    """librdkafka may wait for ever for a coordinator that was away; the worker ends then, and is started again."""
+    own = {"STAGE_TRANSACTIONAL_ID": unique, "STAGE_TRANSACTION_TIMEOUT_S": "2"}
+    worker = stage.start(processes, "worker", "exactly-once", **own)
+
+    def answered(device: str, count: int) -> bool:
+        """Whether so many were answered; a worker that has ended is started again."""
+        if not worker.running:
+            worker.start()
+        return answers.at_least(device, count)
+
+    count = 2000
+    for device in (f"{unique}-{i}" for i in range(2)):
+        stage.send(device, count)
+        until(partial(answered, device, count // 10), 90)
+        stage.kafka.restart()
+        until(partial(answered, device, count), 90)
+        assert answers.of(device) == Counter(range(count))
+
+
 def test_one_that_was_taken_for_dead_does_not_answer_again(
     stage: Stage, processes: Processes, answers: Answers, unique: str
 ) -> None:

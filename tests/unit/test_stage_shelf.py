@@ -75,3 +75,17 @@ def test_it_holds_the_bundles_that_were_used_last(tmp_path: Path, monkeypatch: p
         assert stage is not None and (stage.digest, stage.manifest.version) == (digests[1], 2)
     finally:
         shelf.close()
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
+    """Stand-in for a disk that takes nothing: a file where the folder should be."""
+
+    class There(HttpDoor):
+        def get_bytes(self, path: str, limit: int) -> bytes:
+            del limit
+            return data if path.endswith("manifest") else b"signature"
+
+    data = manifest().model_dump_json().encode()
+    (tmp_path / "full").write_bytes(b"")
+    with pytest.raises(TemporaryError, match=r"full.* cannot be written"):
+        There("http://127.0.0.1:9", None).fetch_bundle(sha256(data), tmp_path / "full", None, lambda _: range(0))

@@ -73,7 +73,7 @@ def _on_predictions(
     records: Counter[SampleKey] = Counter()
     for one in evidence.predictions:
         records[sample_of(one)] += 1
-        if one.status == "final":
+        if one.status == "final" and one.audit is None:
             firsts.setdefault(sample_of(one), one)
         shown = _shown(sensor, one.source_id)
         if shown is None or shown.device != one.device_id:
