@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: away demo test test-models test-device lint unit fuzz bench clean
+SEED ?= 1
+FAULTS ?= 60
+SAMPLES ?= 50000
+DELIVERY ?= exactly-once
+
+.PHONY: away demo test chaos test-models test-device lint unit fuzz bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/sluice demo
@@ -23,6 +28,9 @@ test-models: $(VENV)/dev
 
 test-device: $(VENV)/dev
 	$(BIN)/python -m pytest tests/device
+
+chaos: $(VENV)/dev
+	$(BIN)/python -m tests.e2e.chaos --seed $(SEED) --faults $(FAULTS) --samples $(SAMPLES) --delivery $(DELIVERY)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

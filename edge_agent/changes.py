@@ -71,16 +71,20 @@ class Changes:
             self.revision = max(0, self.revision - 1)  # what was looked at last is looked at again, nothing older
 
     def desire(self, envelope: bytes) -> None:
-        """A desired state arrived: order what is new in it, if it is ours, signed, and newer than what was looked at.
+        """A desired state arrived: order what is new in it, if it is newer than what was looked at.
 
-        Raises `PermanentError` if it is not.
+        Raises `PermanentError` if it is not ours or not signed.
         """
         desired = unseal(envelope, self.settings.device_id, self.settings.public_keys)
         under_way = self._order.desired.revision if self._order else 0
         if desired.revision in (self.revision, under_way):
             return
         if desired.revision < max(self.revision, under_way):
-            raise PermanentError(f"desired revision {desired.revision} is older than {max(self.revision, under_way)}")
+            # nobody's mistake: a gateway reads them from the beginning, a broker may have forgotten the newest
+            newest = max(self.revision, under_way)
+            self._reports.fault(f"desired revision {desired.revision} is older than {newest}")
+            log.warning("not followed: %s", self._reports.last_error)
+            return
         runs = [run for run in map(desired.run_of, (run.model for run in desired.runs)) if run is not None]
         self.models.take_off({run.model for run in runs})
         self._order = Order(desired, tuple(self.models.new_in(runs)), self.models.loaded())

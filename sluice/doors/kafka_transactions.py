@@ -1,8 +1,9 @@
 """Kafka's transactions: outcomes and the offsets of what they were made of, together or not at all.
 
-librdkafka's calls are told how long to wait, and one of them may not return all the same: `send_offsets_to_transaction`,
-when the group's coordinator left the cluster's metadata for a while, as a broker does that is restarted (librdkafka
-issue 5511). Nobody can call it back, so a thread looks on, and a call that outlasts its transaction is a defect.
+librdkafka's calls are told how long to wait, and one of them may not return all the same:
+`send_offsets_to_transaction`, when the group's coordinator left the cluster's metadata for a while, as a broker does
+that is restarted (librdkafka issue 5511). Nobody can call it back, so a thread looks on, and a call that outlasts its
+transaction is a defect.
 """
 
 from __future__ import annotations

@@ -189,6 +189,7 @@ def test_what_it_cannot_run_is_refused_and_what_runs_goes_on(
         assert above.runs().bundle == made.digest
         above.desire(made.desired(device, revision=3))
         until(lambda: "older than 5" in str(above.reported[-1].last_error))
+        assert "refused" not in above.reported[-1].counters, "a gateway that was restarted brings it: no dead letter"
         user.measure(made.samples[0], "still")
         until(lambda: "still" in user.finals())
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from sluice.dev.processes import end_on_signals
-from tests.brokers.fetch import Unavailable
 from tests.e2e.chaos.run import Options, run
+from tests.fetching import Unavailable
 
 
 def main() -> int:

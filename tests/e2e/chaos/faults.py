@@ -190,8 +190,9 @@ def _rollout(run: Run, planned: Planned) -> Course:
 @fault("corrupt", ("mqtt", "kafka"), (0.0, 0.0), claims=("uplink", "sensor-b", "kafka"))
 def _corrupt(run: Run, planned: Planned) -> Course:
     """Some broken messages on topics that the rooms read."""
+    dice = planned.dice
     for _ in range(3):
-        run.corruption.send(planned.target, planned.dice)
+        run.corruption.send(planned.target, dice)
     yield
 
 

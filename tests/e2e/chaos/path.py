@@ -123,7 +123,7 @@ class WholePath:
         def kafka(room: str, link: str) -> dict[str, str]:
             return {f"{room}_KAFKA__BOOTSTRAP": f"{HOST}:{port(f'{link}~kafka')}"}
 
-        stages = {"STAGE_DELIVERY": self.delivery, **kafka("STAGE", "stages")}
+        stages = {"STAGE_DELIVERY": self.delivery, "STAGE_TRANSACTION_TIMEOUT_S": "6", **kafka("STAGE", "stages")}
         own = {
             "cloud": kafka("CLOUD", "cloud"),
             "results-writer": kafka("CLOUD", "cloud"),
