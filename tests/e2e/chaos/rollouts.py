@@ -71,8 +71,8 @@ class Rollouts:
 def _reports(client: Client, device: str, wanted: tuple[str, str], timeout_s: float) -> bool:
     pause = threading.Event()
     for _ in range(int(timeout_s / AGAIN_S)):
-        said = client.device(device)["reported"] or {}
-        if (said.get("bundle"), said.get("operating_point")) == wanted:
+        runs = (client.device(device)["reported"] or {}).get("runs", ())
+        if [(run["bundle"], run["operating_point"]) for run in runs] == [wanted]:
             return True
         pause.wait(AGAIN_S)
     return False
