@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from edge_agent.control_plane import ControlPlane
 from edge_agent.settings import EdgeSettings
 from sluice.daemon.life import Backoff
-from sluice.doors.http import HttpDoor
 from sluice.wire.answers import ASK_MOST, Answers, Question, unpack
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
 from sluice.wire.messages import Prediction
@@ -71,7 +71,7 @@ class Asker:
         self._path = f"/v1/devices/{settings.device_id}/answers"
         self._sample = (settings.device_id, epoch)
         self._report = report
-        self._door = HttpDoor(settings.cloud_url, settings.token)
+        self._control = ControlPlane(settings)
         self._seqs: list[int] = []
         self._asked = threading.Event()
         self._closing = threading.Event()
@@ -101,7 +101,7 @@ class Asker:
             if not self._closing.is_set():
                 seqs, self._seqs = self._seqs, []
                 self._report(Asked(seqs, answers))
-        self._door.close()
+        self._control.close()
 
     def _until_answered(self, seqs: list[int]) -> list[Prediction]:
         """A refusal is tried again as well: tokens are mended and control planes upgraded."""
@@ -119,7 +119,7 @@ class Asker:
     def _answers(self, seqs: list[int]) -> list[Prediction]:
         question = Question(epoch=self._sample[1], seqs=seqs)
         try:
-            told = Answers.model_validate(self._door.call("POST", self._path, question.model_dump()))
+            told = Answers.model_validate(self._control.door.call("POST", self._path, question.model_dump()))
         except ValueError as error:  # neither JSON nor what we know
             raise PermanentError(f"the control plane's answer cannot be read: {str(error)[:200]}") from error
         answers = []

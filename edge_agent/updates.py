@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from edge_agent.control_plane import ControlPlane
 from edge_agent.intake import check_fed
 from edge_agent.settings import EdgeSettings
 from sluice.daemon.life import Backoff
-from sluice.doors.http import HttpDoor
 from sluice.stage.profile import GivenUp, measure
 from sluice.stage.segment import load_segments
 from sluice.stage.step import Stage, loaded_by
@@ -124,7 +124,7 @@ class Updater:
     def __init__(self, settings: EdgeSettings, report: Callable[[Report], None]) -> None:
         self.settings = settings
         self._report = report
-        self._door = HttpDoor(settings.cloud_url, settings.token)
+        self._control = ControlPlane(settings)
         self._back: deque[Run] = deque()
         self._order: Order | None = None
         self._to_measure: tuple[str, str] | None = None
@@ -165,7 +165,7 @@ class Updater:
         """End the thread; a download under way is left, and taken up by the next start."""
         self._closing = True
         self._changed.set()
-        self._door.close()
+        self._control.close()
 
     def _serve(self) -> None:
         while self._changed.wait() and not self._closing:
@@ -234,7 +234,7 @@ class Updater:
                 bundle.read(blob)
             manifest = bundle.manifest
         except PermanentError:
-            manifest = self._door.fetch_bundle(
+            manifest = self._control.door.fetch_bundle(
                 run.bundle,
                 folder,
                 self.settings.public_keys,
