@@ -234,13 +234,16 @@ class Updater:
                 bundle.read(blob)
             manifest = bundle.manifest
         except PermanentError:
-            manifest = self._control.door.fetch_bundle(
-                run.bundle,
-                folder,
-                self.settings.public_keys,
-                lambda manifest: loaded_by(manifest, "edge"),
-                elsewhere=(self.settings.data / "bundles").glob("*"),
-            )
+            try:
+                manifest = self._control.door.fetch_bundle(
+                    run.bundle,
+                    folder,
+                    self.settings.public_keys,
+                    lambda manifest: loaded_by(manifest, "edge"),
+                    elsewhere=(self.settings.data / "bundles").glob("*"),
+                )
+            except OSError as error:  # no room, or none to write in: what runs goes on meanwhile
+                raise TemporaryError(f"bundle {run.bundle[:12]}… cannot be kept: {error.strerror}", 5.0) from error
         check_run(self.settings, manifest, run)
 
     def _load_back(self, run: Run) -> None:

@@ -13,11 +13,14 @@ import edge_agent.updates
 from edge_agent.settings import EdgeSettings
 from edge_agent.updates import Fetched, Looked, Measured, Order, Prepared, Ready, Updater, Waits
 from sluice.stage.profile import GivenUp
+from sluice.wire.bundle import write_atomically
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.profile import Profile
 from sluice.wire.state import Desired, Run
+from tests.small_disk import small_disk
 from tests.unit.edge_stand_ins import KEY
 
+__all__ = ["small_disk"]  # a fixture
 WANTED = "ab" * 32
 
 
@@ -31,6 +34,23 @@ def test_a_control_plane_that_is_away_is_waited_for(tmp_path: Path) -> None:
     assert isinstance(report, Waits) and report.desired == wanted.desired
     assert "control plane" in report.error
     updater.close()
+
+
+def test_room_for_a_bundle_is_waited_for(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The running bundle goes on, and what was begun takes no room."""
+
+    def fetch(_door: Any, _digest: str, folder: Path, *_: Any, **__: Any) -> None:
+        write_atomically(folder / "blob", bytes(2_000_000))
+
+    monkeypatch.setattr("sluice.doors.http.HttpDoor.fetch_bundle", fetch)
+    settings = EdgeSettings(device_id="d", public_keys=[KEY], data=small_disk)
+    reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    updater = Updater(settings, reports.put)
+    updater.order(order(1))
+    report = reports.get(timeout=20)
+    assert isinstance(report, Waits) and "No space left" in report.error
+    updater.close()
+    assert [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size] == []
 
 
 def profile(request: str | None) -> Profile:
