@@ -132,7 +132,9 @@ def _marks(
     np.save(folder / "samples.npy", made.samples[list(which)])
     desired = base64.b64encode(made.desired(DEVICE)).decode()
     told = {"QEMU_PLUGIN": str(plugin), "PYTHONHASHSEED": "0", **settings}
-    done = pi.run(str(GUEST), what, str(made.folder), str(folder / "samples.npy"), desired, DEVICE, settings=told)
+    done = pi.run(
+        str(GUEST), what, str(made.folder), str(folder / "samples.npy"), desired, DEVICE, settings=told, timeout_s=600
+    )
     if "plugin" in done.stderr and done.returncode:
         raise Unavailable(f"this emulator takes no plugin of version 1: {done.stderr.splitlines()[0]}")
     marks = [int(found) for found in re.findall(r"^mark \d+ (\d+)$", done.stderr, re.MULTILINE)]

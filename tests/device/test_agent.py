@@ -15,19 +15,23 @@ import pytest
 from sluice.dev.processes import Process, Processes
 from sluice.wire import bundle as bundles
 from sluice.wire.messages import Offload, Prediction
+from sluice.wire.state import Bounds
 from tests.brokers.mosquitto import Mosquitto
 from tests.device.machine import Machine
+from tests.integration import edge_support
 from tests.integration.edge_support import (
     Above,
     MadeBundle,
     User,
     agent_settings,
     broker_of,
-    until,
     write,
 )
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(900)]
+
+until = functools.partial(edge_support.until, patience_s=240.0)
+"""What is emulated is slow, more so where others work."""
 
 
 class ControlPlane:
@@ -177,6 +181,37 @@ def test_an_update_is_fetched_and_proven_and_a_bad_one_is_refused(
         answered_by(floats, "back")
         assert not [path for path in control_plane.asked[asked:] if "/blobs/" in path], "it had them still"
         assert above.reported[-1].last_error is None
+        assert agent.stop() == 0
+
+
+def test_a_bundle_that_leaves_its_bounds_goes_back_by_itself(
+    pi: Machine,
+    floats: MadeBundle,
+    integers: MadeBundle,
+    device: str,
+    processes: Processes,
+    mosquitto: Mosquitto,
+    tmp_path: Path,
+) -> None:
+    """Fewer answers on the device than the desired state allows: the run before goes on, and is said why."""
+    data = provisioned(floats, tmp_path / "data")
+    provisioned(integers, data)
+    settings = agent_settings(floats, device, data, mosquitto)
+    settings["EDGE_PUBLIC_KEYS"] = json.dumps([floats.public_key, integers.public_key])
+    bounds = Bounds(samples=8, exit_share_least=0.9)
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(floats.desired(device, 1))
+        agent = start(processes, pi, settings)
+        until(lambda: above.runs().bundle == floats.digest)
+        above.desire(integers.desired(device, 2, bounds=bounds))
+        until(lambda: above.runs().bundle == integers.digest)
+        for i in integers.hard[: bounds.samples]:
+            user.measure(integers.samples[i], f"hard-{i}")
+        until(lambda: above.runs().bundle == floats.digest)
+        assert "went back from revision 2" in str(above.runs().error)
+        user.measure(floats.samples[floats.easy[0]], "back")
+        until(lambda: "back" in user.finals())
+        assert user.finals()["back"].bundle == floats.digest
         assert agent.stop() == 0
 
 
