@@ -1,7 +1,8 @@
 """Receipts, gathered by device: under load one MQTT message speaks for many samples.
 
 With little to do they go at once. While the gateway is busy they wait for company until `EVERY_S` have passed since
-the last round, or until a device has `ENOUGH`, so that one with many outcomes under way is not held up by it.
+the last round, or until a device has `ENOUGH`, so that one with many outcomes under way is not held up by it. Those
+that wait when the process is killed are lost, and their devices send again.
 """
 
 from __future__ import annotations
