@@ -36,9 +36,6 @@ REST_S = 0.002
 hand over one by one spend more time on each other than on the messages."""
 LETTER_LEAST = 1000
 """Bytes that are left of a dead letter's data where Kafka takes no larger one."""
-BATCH_BYTES = 65_536
-"""Of records that go to Kafka together. A topic's `max.message.bytes` holds for all of a batch, and what is over it is
-refused with all that is in it: where topics take less than this, `batch.size` has to be less, too."""
 TOPICS_AGE_S = 1.0
 """Least time between two looks whether an unknown topic exists by now."""
 
@@ -74,8 +71,7 @@ class Up:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.topics = names.MqttTopics(settings.topic_prefix)
-        options = {"batch.size": BATCH_BYTES, **settings.kafka.options}
-        self.writer = KafkaWriter(f"{settings.name}-up", settings.kafka, linger_ms=0, options=options)
+        self.writer = KafkaWriter(f"{settings.name}-up", settings.kafka, linger_ms=0)
         self.catalogue = KafkaReader(f"{settings.name}-topics", settings.kafka, f"sluice-{settings.name}-topics")
         share = f"$share/{settings.shared_group}/" if settings.shared_group else ""
         shared = [(share + self.topics.every(k), 1) for k in (*names.OUTCOME_KINDS, names.LETTER_KIND)]
