@@ -128,9 +128,9 @@ class Intake:
         self._inputs: dict[str, Specs] = {}
         self._moved = False
         self._saved: dict[str, Any] = {}
-        """Where the windows are, as the store has it: by model, the settings' signature and the window's state."""
+        """What the store has: where the windows are, by model the settings' signature and the window's state."""
         self._found: dict[str, Any] = {}
-        """The same of the run before, until it is known which models run."""
+        """Where they were in the run before, until it is known which models run."""
         self._rebooted = False
         self._boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
         self._load()
@@ -182,20 +182,20 @@ class Intake:
         for feed, reason in unfit:
             log.warning("model %s cannot use a reading of sensor %s: %s", feed.model, name, reason)
             self._begin_anew(feed, name, track.next + 1)
-        return self._push(name, reading, at_ns, feeds)
+        made = self._push(name, reading, at_ns, feeds)
+        self.store.dirty |= self._moved
+        return made
 
     def save(self) -> None:
         """Write down where the windows are, if that has changed; the store calls it before each commit."""
         if not self._moved:
             return
         self._moved = False
-        windows: dict[str, Any] = {
-            model: [feed.signature, feed.window.state(self._tracks)] for model, feed in self._feeds.items()
-        }
-        if windows != self._saved:
-            self._saved = windows
-            self.store.set_fact(_FACT, json.dumps({"boot": self._boot, "windows": windows}).encode())
-            self.store.dirty = True
+        windows = {model: [feed.signature, feed.window.state(self._tracks)] for model, feed in self._feeds.items()}
+        state = {"boot": self._boot, "windows": windows}
+        if state != self._saved:
+            self._saved = state
+            self.store.set_fact(_FACT, json.dumps(state).encode())
 
     def _push(self, name: str, reading: Reading, at_ns: int, feeds: list[Feed]) -> list[Complete]:
         """A reading into its track and the journal, and what it completes."""
@@ -220,7 +220,8 @@ class Intake:
                 self._begin_anew(feed, name, track.next)
             log.error("sensor %s: its windows need more than EDGE_JOURNAL_BYTES; they begin anew", name)
             moved = True
-        if moved or self._moved or len(track.rows) == 1 or any(not feed.window.begun for feed in feeds):
+        self._moved |= moved
+        if self._moved or len(track.rows) == 1 or any(not feed.window.begun for feed in feeds):
             self._trim(name, number, all_sensors=moved)
         if number >= track.first:
             self.store.push_reading(name, number, at_ns, reading.values)
@@ -352,10 +353,9 @@ class Intake:
 
     def _load(self) -> None:
         """Take up what an earlier run left."""
-        found = json.loads(self.store.fact(_FACT) or b"{}")
-        self._saved = found.get("windows", {})
-        self._found = dict(self._saved)
-        self._rebooted = found.get("boot") != self._boot
+        self._saved = json.loads(self.store.fact(_FACT) or b"{}")
+        self._found = dict(self._saved.get("windows", {}))
+        self._rebooted = self._saved.get("boot") != self._boot
         for name, number, at_ns, values in self.store.readings():
             track = self._tracks.get(name)
             if track is None:
