@@ -153,6 +153,8 @@ class Intake:
         name = self._sensor_of(incoming.topic)
         sensor, track = self.sensors[name], self._tracks[name]
         reading = read(incoming.payload, sensor)
+        if sensor.width not in (None, reading.values.size):
+            raise PermanentError(f"reading has {reading.values.size} values, sensor {name!r} has {sensor.width}")
         feeds = self._of_sensor.get(name)
         if not feeds:
             self._count("readings_unused")
@@ -167,24 +169,31 @@ class Intake:
                 metrics.EDGE_REPEATS.inc()
                 self.counters["readings_repeated"] += 1
                 return []
-        at_ns = incoming.arrived_ns if reading.at_ns is None else reading.at_ns
-        if name in self._timed and at_ns <= track.newest:
-            if reading.at_ns is None:
-                at_ns = track.newest + 1
-            elif track.newest - at_ns <= sensor.back_s * 1e9:
-                self._count("readings_late")
-                return []
-            else:
-                log.warning("sensor %s: its clock was set back; windows begin anew", name)
-                for feed in feeds:
-                    if isinstance(feed.window, ByTime):
-                        self._begin_anew(feed, name, track.next)
+        at_ns = self._time_of(name, reading, incoming)
+        if at_ns is None:
+            self._count("readings_late")
+            return []
         for feed, reason in unfit:
-            log.warning("model %s cannot use a reading of sensor %s: %s", feed.model, name, reason)
+            log.debug("model %s cannot use a reading of sensor %s: %s", feed.model, name, reason)
             self._begin_anew(feed, name, track.next + 1)
         made = self._push(name, reading, at_ns, feeds)
         self.store.dirty |= self._moved
         return made
+
+    def _time_of(self, name: str, reading: Reading, incoming: Incoming) -> int | None:
+        """The time of a reading; None if it is late. Where its clock was set back, windows begin anew."""
+        track = self._tracks[name]
+        at_ns = incoming.arrived_ns if reading.at_ns is None else reading.at_ns
+        if name in self._timed and at_ns <= track.newest:
+            if reading.at_ns is None and at_ns == track.newest:
+                return at_ns + 1
+            if reading.at_ns is not None and track.newest - at_ns <= self.sensors[name].back_s * 1e9:
+                return None
+            self._count("clocks_set_back")
+            for feed in self._of_sensor[name]:
+                if isinstance(feed.window, ByTime):
+                    self._begin_anew(feed, name, track.next)
+        return at_ns
 
     def save(self) -> None:
         """Write down where the windows are, if that has changed; the store calls it before each commit."""

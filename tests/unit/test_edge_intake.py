@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edge_agent.intake import Complete, Intake, check_fed
 from edge_agent.settings import EdgeSettings
@@ -26,8 +28,8 @@ def spec(*shape: int, dtype: Any = "float32", name: str = "x") -> tuple[TensorSp
 class Device:
     """Intake and store, committed after each reading as the main loop does; `restart` leaves the rest to the store."""
 
-    def __init__(self, folder: Path, specs: Mapping[str, tuple[TensorSpec, ...]], **settings: Any) -> None:
-        self.settings = EdgeSettings(device_id="d", public_keys=[KEY], data=folder, **settings)
+    def __init__(self, folder: Path, specs: Mapping[str, tuple[TensorSpec, ...]], **more: Any) -> None:
+        self.settings = EdgeSettings(device_id="d", public_keys=[KEY], data=folder, **more)
         self.specs = specs
         self.start()
 
@@ -175,7 +177,7 @@ def test_a_reading_that_is_late_is_dropped_and_counted(tmp_path: Path) -> None:
     )
     sent = [(10, 1), (11, 2), (10.5, 99), (11, 99), (12, 3), (13, 4), (11.9, 5), (12.9, 6), (13.9, 7)]
     assert [v for at, value in sent for v in device.values({"t": at, "values": value})] == [[1, 2], [3, 4], [5, 6]]
-    assert device.intake.counters == {"readings_late": 2, "windows_dropped": 1}
+    assert device.intake.counters == {"readings_late": 2, "clocks_set_back": 1, "windows_dropped": 1}
 
 
 def test_a_sensor_that_falls_silent_costs_the_windows_that_it_would_be_in(tmp_path: Path) -> None:
@@ -225,9 +227,8 @@ def test_where_readings_bring_no_time_that_of_their_arrival_counts_until_the_dev
     monkeypatch.setattr("edge_agent.intake._BOOT", tmp_path / "boot")
     (tmp_path / "boot").write_text("another")
     device.restart()
-    assert device.values({"values": 1}, arrived_ns=105 * second) == []
-    assert device.values({"values": 2}, arrived_ns=106 * second) == [[1, 2]]
-    assert device.intake.counters == {"windows_dropped": 1}
+    assert [device.values({"values": i}, arrived_ns=i * second) for i in range(1, 5)] == [[], [[1, 2]], [], [[3, 4]]]
+    assert device.intake.counters == {"windows_dropped": 1, "clocks_set_back": 1}
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -350,7 +351,7 @@ def test_ids_are_told_apart_by_sensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("given_settings", "said"),
     [
         (
             {"inputs": {"m": {"sensors": ["no"]}}, "sensors": {"a": {}}},
@@ -387,11 +388,11 @@ def test_ids_are_told_apart_by_sensor(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_contradict_one_another_are_named_in_one_line(
-    settings: dict[str, Any], said: str, tmp_path: Path
+    given_settings: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "edge.toml"
     file.write_text(
-        "\n".join(f"{k} = {inline(v)}" for k, v in {"device_id": "d", "public_keys": [KEY], **settings}.items())
+        "\n".join(f"{k} = {inline(v)}" for k, v in {"device_id": "d", "public_keys": [KEY], **given_settings}.items())
     )
     with pytest.raises(PermanentError) as caught:
         load(EdgeSettings, file)
@@ -406,7 +407,7 @@ def inline(value: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("settings", "specs", "said"),
+    ("given_settings", "specs", "said"),
     [
         ({"input": {"window": 3}}, spec(4), "3 rows make no input 'x' of 4 for model 'm'"),
         ({"sensor": {"channels": 3}}, spec(4), "1 rows of 3 values make no input 'x' of 4 for model 'm'"),
@@ -414,6 +415,55 @@ def inline(value: Any) -> str:
         ({"sensors": {"a": {}, "b": {}}, "inputs": {"n": {"sensors": ["a"]}}}, spec(1), "nothing feeds model 'm'"),
     ],
 )
-def test_a_model_that_the_settings_cannot_feed_is_refused(settings: dict[str, Any], specs: Any, said: str) -> None:
+def test_a_model_that_the_settings_cannot_feed_is_refused(
+    given_settings: dict[str, Any], specs: Any, said: str
+) -> None:
     with pytest.raises(PermanentError, match=said):
-        check_fed(EdgeSettings(device_id="d", public_keys=[KEY], **settings), "m", specs)
+        check_fed(EdgeSettings(device_id="d", public_keys=[KEY], **given_settings), "m", specs)
+
+
+TIMES = st.sampled_from([0, 1, 20, 40, 60, 61, 500, 10_000, -5, -30, -20_000, 10**10, -(10**10), 10**16])
+"""Milliseconds from one reading to the next, of clocks that run, stand, jump and go back."""
+SOME = st.one_of(st.none(), st.floats(-100, 300), st.just(1e39), st.just("x"))
+MESSAGE = st.tuples(
+    st.sampled_from(["acc", "gyro", "temp"]), TIMES, st.lists(SOME, max_size=3), st.sampled_from([None, "a", "b"])
+)
+
+
+@given(messages=st.lists(MESSAGE, max_size=80), missing=st.sampled_from(["refuse", "drop", "hold", "interpolate"]))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_comes_is_taken_or_refused_and_never_gathers(
+    tmp_path_factory: pytest.TempPathFactory, messages: list[Any], missing: str
+) -> None:
+    """Nothing else is raised, and what is journalled is what is held."""
+    feeds = {
+        "m": {"sensors": ["acc", "gyro", "temp"], "rate_hz": 50, "window": 4, "hop": 2, "missing": missing},
+        "n": {"sensors": ["acc"], "window": 3, "hop": 2, "missing": missing, "gap_most": 2},
+        "o": {"tensors": {"x": ["gyro"]}, "rate_hz": 50, "window": 1, "resample": "hold"},
+    }
+    specs = {"m": spec(4, 5), "n": spec(6, dtype="uint8"), "o": spec(2)}
+    device = Device(tmp_path_factory.mktemp("d"), specs, sensors=IMU, inputs=feeds, journal_bytes=8000)
+    clock = dict.fromkeys(IMU, 0)
+    for number, (sensor, step, values, source_id) in enumerate(messages):
+        clock[sensor] += step
+        at = clock[sensor]
+        body: Any = {"t": at, "id": source_id and f"{source_id}{number % 7}", "values": values}
+        if sensor == "gyro":
+            body |= dict(zip("xy", values, strict=False))
+        if sensor == "temp":
+            body = f"{at},{values[0] if values else ''}".encode()
+        try:
+            device.send(body, sensor)
+        except PermanentError:
+            device.store.commit()
+        held = {name: len(track.rows) for name, track in device.intake._tracks.items()}
+        assert sum(held.values()) == len(device.store.readings()) <= 3 * 8000 // 250
+        if number % 5 == 4:
+            device.restart()
+    device.store.close()
+
+
+def test_a_reading_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
+    device = Device(tmp_path, {"m": spec(1, 5)}, sensors=IMU, input={"rate_hz": 50})
+    with pytest.raises(PermanentError, match="reading has 3 values, sensor 'acc' has 2"):
+        device.send({"t": 1, "values": [1, 2, 3]}, "acc")
