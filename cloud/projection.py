@@ -21,9 +21,9 @@ from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.messages import Audit, Prediction, SampleKey, decode_all, sample_of
 from sluice.wire.slices import parse_slice
-from sluice.wire.state import Announcement, DeviceStatus, Reported, parse_state
+from sluice.wire.state import Announcement, DeviceStatus, Reported, Signed, parse_state
 
-TOPICS = (names.PREDICTIONS, names.DEVICES, names.CONTROL)
+TOPICS = (names.PREDICTIONS, names.DEVICES, names.CONTROL, names.DESIRED)
 Row = dict[str, Any]
 MAX_TIME = 2**63 - 1
 KEYS_AT_ONCE = 1000
@@ -51,6 +51,10 @@ class Rows:
                 self._fold(prediction, at)
         elif record.topic == names.DEVICES:
             self._take_state(record, at)
+        elif record.topic == names.DESIRED:  # the gateways' to pass on; what they cannot is a dead letter here, once
+            names.check_name("device", (record.key or b"").decode(errors="replace"))
+            if record.value:
+                parse_state(Signed, record.value)
         else:
             announcement = parse_state(Announcement, record.value)
             for text in announcement.slices:

@@ -21,7 +21,7 @@ from cloud.projection import TOPICS, Rows, load_offsets, move_offset, write
 from cloud.settings import CloudSettings
 from cloud.topics import ensure_fixed_topics
 from sluice.daemon.life import READY, Backoff
-from sluice.doors.kafka import KafkaReader, KafkaWriter, Record, TopicPartition, dead_letter_headers
+from sluice.doors.kafka import BEGINNING, KafkaReader, KafkaWriter, Record, TopicPartition, dead_letter_headers
 from sluice.wire import metrics, names
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
 
@@ -74,7 +74,12 @@ class Session:
         self._commit_at = 0.0
         self._dead = KafkaWriter("results-writer-dead", settings.kafka)
         self._reader = KafkaReader(
-            "results-writer", settings.kafka, GROUP, on_assigned=self._assigned, on_lost=self._lost
+            "results-writer",
+            settings.kafka,
+            GROUP,
+            on_assigned=self._assigned,
+            on_lost=self._lost,
+            on_overtaken=_overtaken,
         )
         self._reader.subscribe(TOPICS)
 
@@ -94,7 +99,7 @@ class Session:
             self._next[partition] = stored.get(partition)
             self._held.pop(partition, None)
         self.working = True
-        return {partition: stored.get(partition, 0) for partition in partitions}
+        return {partition: stored.get(partition, BEGINNING) for partition in partitions}
 
     def _lost(self, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
@@ -126,7 +131,6 @@ class Session:
             held_at, _due = self._held.get(partition, (record.offset, 0.0))
             if partition in hold or partition not in self._next or held_at < record.offset:
                 continue
-            self._note_gap(partition, following.get(partition, self._next[partition]), record.offset)
             try:
                 if refused is not None:
                     raise PermanentError(refused)
@@ -200,14 +204,8 @@ class Session:
                 self._reader.resume([partition])
                 self._reader.seek({partition: offset})
 
-    def _note_gap(self, partition: TopicPartition, expected: int | None, found: int) -> None:
-        """Count what retention took before it was read.
 
-        Transactions and compaction leave gaps too, so Kafka is asked where the topic partition begins now.
-        """
-        if expected is None or found <= expected + 1 or partition[0] in names.COMPACTED:
-            return
-        first, _end = self._reader.watermarks(partition, self.settings.kafka_timeout_s)
-        if (lost := min(first, found) - expected) > 0:
-            metrics.RESULTS_RETENTION.inc(lost)
-            log.error("%s[%d]: retention took %d records before they were read", *partition, lost)
+def _overtaken(partition: TopicPartition, lost: int) -> None:
+    """Count what retention took before it was read."""
+    metrics.RESULTS_RETENTION.inc(lost)
+    log.error("%s[%d]: retention took %d records before they were read", *partition, lost)

@@ -18,7 +18,7 @@ from edge_agent.asking import Asked, Asker
 from edge_agent.audit import audits
 from edge_agent.changes import Changes
 from edge_agent.intake import Complete, Intake
-from edge_agent.mailbox import Mailbox
+from edge_agent.mailbox import Mailbox, Refused
 from edge_agent.outbox import Outbox
 from edge_agent.reports import Reports
 from edge_agent.running import Model, Models
@@ -61,6 +61,7 @@ class Agent:
             subscriptions=[(wanted, 1) for wanted in self.intake.subscriptions],
             on_message=self.mail.put_reading,
             on_published=self.mail.put_published,
+            on_refused=self.mail.put_refused,
         )
         self.uplink = MqttDoor(
             "uplink",
@@ -224,6 +225,10 @@ class Agent:
         """One event that is not a reading."""
         if isinstance(event, int):
             self.outbox.published(event)
+        elif isinstance(event, Refused):  # there is nobody else to tell it to: counted, said, and done with
+            self.outbox.counters["answers_refused"] += 1
+            self.reports.last_error = f"the sensor broker refuses answers: {event.reason}"
+            self.outbox.published(event.mid)
         elif isinstance(event, Asked):
             self.outbox.asked(event)
         elif isinstance(event, Report):
@@ -235,8 +240,12 @@ class Agent:
         elif isinstance(event, Incoming):
             try:
                 self._from_above(event)
-            except (PermanentError, UnknownSchemaError) as error:
+            except PermanentError as error:
                 self._refuse(str(error), event.topic, event.payload)
+                self.uplink.ack(event)
+            except UnknownSchemaError as error:  # the results have it; it is asked for until this agent can read it
+                log.error("an answer is left for later: %s", error)
+                self.outbox.counters["answers_left"] += 1
                 self.uplink.ack(event)
 
     def _from_above(self, incoming: Incoming) -> None:

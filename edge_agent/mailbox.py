@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import dataclass
 
 from sluice.doors.mqtt import Incoming
 
 EVENTS_MOST = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A publication that the sensor broker does not want, by its message id, and why."""
+
+    mid: int
+    reason: str
 
 
 class Mailbox:
@@ -49,6 +58,12 @@ class Mailbox:
         """The sensor broker has taken a publication; never waits."""
         with self._changed:
             self._events.append(mid)
+            self._changed.notify_all()
+
+    def put_refused(self, mid: int, reason: str) -> None:
+        """The sensor broker does not want a publication; never waits."""
+        with self._changed:
+            self._events.append(Refused(mid, reason))
             self._changed.notify_all()
 
     def take(self, timeout_s: float, *, or_reading: bool) -> list[object]:

@@ -1,20 +1,30 @@
 """Down: answers from `sluice.predictions` and desired state from `sluice.desired` go to the devices over MQTT.
 
-Offsets of answers move when the broker has taken them, in order for each topic partition. Desired state is read from
-the beginning at each start and published as a retained message: the topic is compacted, and a device ignores what it
-knows. A device's own answers are not sent back to it, but for those it gave because a sample expired: whether such
-an answer is final is decided by its place in the topic. Audits are nobody's answers.
+Offsets of answers move when the broker has taken them, in order for each topic partition. Whether a device has them
+is not known here: one that does not get its answer asks the control plane for it. What the broker refuses is tried
+some times and then left to that. A device's own answers are not sent back to it, nor are audits of them, but for those
+it gave because a sample expired: whether such an answer is final is decided by its place in the topic.
+
+A prediction that may be of a newer schema makes its topic partition rest while the others go on. What cannot be read
+is passed by: the results writer reads the same topics and keeps it as a dead letter, once, however many gateways there
+are.
+
+Desired state is read from the beginning at each start, and again when the broker comes back, which may have forgotten
+it, and published as a retained message: the topic is compacted, and a device ignores what it knows.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+import time
+from collections import deque
+from dataclasses import dataclass
 
+from gateway.progress import Progress
 from gateway.settings import GatewaySettings
 from sluice.daemon.life import Backoff
-from sluice.doors.kafka import KafkaReader, KafkaWriter, Record, TopicPartition, dead_letter_headers
+from sluice.doors.kafka import KafkaReader, Record, TopicPartition
 from sluice.doors.mqtt import MqttDoor
 from sluice.wire import messages, metrics, names
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
@@ -24,42 +34,32 @@ from sluice.wire.state import MAX_STATE_BYTES, Signed, parse_state
 log = logging.getLogger(__name__)
 
 BATCH = 200
+AHEAD_KB, AHEAD = 8192, 1000
+"""Read ahead of the batch at hand."""
+WAIT_S = 0.02
+"""Longest wait for a record or a word from the broker; whatever comes ends it."""
+COMMIT_EVERY_S, COMMIT_EVERY = 0.5, 200
+"""Time between two commits, or answers: each waits for Kafka, and the answers behind it do."""
+TOPICS_EVERY_S = 1.0
+"""Least time between two looks whether the topics are there."""
 HOLD_S = 10.0
+"""Time between two tries of a topic partition that rests."""
+LAST_S = 1.0
+"""How long the broker's last words are waited for, at the end or when topic partitions are taken away."""
+TRIES = 5
+"""How often an answer that the broker refuses is published, with a pause that doubles, before it is passed by."""
+PAUSE_S = 0.5
 
 
-class Progress:
-    """Which offsets of which topic partition are done, and so up to where it may be committed."""
+@dataclass(slots=True)
+class Sent:
+    """An answer on its way to the broker."""
 
-    def __init__(self) -> None:
-        self._open: dict[TopicPartition, OrderedDict[int, bool]] = {}
-
-    def begin(self, record: Record) -> None:
-        """A record is being worked on."""
-        offsets = self._open.setdefault((record.topic, record.partition), OrderedDict())
-        if offsets and record.offset <= next(reversed(offsets)):
-            offsets.clear()  # the topic partition went and came back: from here on everything is read again
-        offsets[record.offset] = False
-
-    def done(self, place: TopicPartition, offset: int) -> None:
-        """A record is through; one of a topic partition that was taken away is forgotten already."""
-        if offset in self._open.get(place, ()):
-            self._open[place][offset] = True
-
-    def forget(self, places: list[TopicPartition]) -> None:
-        """These topic partitions are someone else's now."""
-        for place in places:
-            self._open.pop(place, None)
-
-    def pop_offsets(self) -> dict[TopicPartition, int]:
-        """The next offset of each topic partition that has moved since the last call."""
-        moved = {}
-        for place, offsets in self._open.items():
-            while offsets and offsets[next(iter(offsets))]:
-                moved[place] = offsets.popitem(last=False)[0] + 1
-        return moved
-
-    def __len__(self) -> int:
-        return sum(len(offsets) for offsets in self._open.values())
+    place: TopicPartition
+    offset: int
+    topic: str
+    payload: bytes
+    tries: int = 1
 
 
 class Down:
@@ -69,34 +69,61 @@ class Down:
         self.settings = settings
         self.topics = names.MqttTopics(settings.topic_prefix)
         self.answers = KafkaReader(
-            f"{settings.name}-answers", settings.kafka, settings.answers_group, on_lost=self._lost
+            f"{settings.name}-answers",
+            settings.kafka,
+            settings.answers_group,
+            on_lost=self._lost,
+            on_overtaken=_overtaken,
+            ahead_kb=AHEAD_KB,
+            ahead=AHEAD,
         )
         self.desired = KafkaReader(f"{settings.name}-desired", settings.kafka, f"sluice-{settings.name}-desired")
-        self.writer = KafkaWriter(f"{settings.name}-down", settings.kafka)
-        self._published: deque[int] = deque()
-        self.door = MqttDoor("downlink", settings.broker, f"{settings.name}-down", on_published=self._published.append)
         self.progress = Progress()
-        self._by_mid: dict[int, tuple[TopicPartition, int]] = {}
+        self._words: deque[tuple[int, str | None]] = deque()
+        """From paho's thread: (message id, None or why the broker refuses it)."""
+        self._heard = threading.Event()
+        self._broker_came = threading.Event()
+        self.door = MqttDoor(
+            "downlink",
+            settings.broker,
+            f"{settings.name}-down",
+            on_up=self._broker_came.set,
+            on_published=self._word,
+            on_refused=self._word,
+        )
+        self._read: deque[Record] = deque()
+        """Answers that wait for room."""
+        self._sent: dict[int, Sent] = {}
+        self._bytes = 0
+        """Of the answers in `_sent` and `_again`."""
+        self._again: deque[tuple[float, Sent]] = deque()
+        """Refused: when each is published again."""
+        self._states: set[int] = set()
+        """Message ids of desired states."""
+        self._resting: dict[TopicPartition, float] = {}
         self._to_commit: dict[TopicPartition, int] = {}
         """Offsets that Kafka has not taken yet."""
+        self._through = 0
+        """Answers that are through since the last commit."""
+        self._next_commit = self._next_look = 0.0
         self._follows_desired = False
+
+    def _word(self, mid: int, refused: str | None = None) -> None:
+        self._words.append((mid, refused))
+        self._heard.set()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set."""
         self.door.start()
-        backoff = Backoff()
-        held = False
+        backoff, held = Backoff(), False
         while not stop.is_set():
             try:
+                self._follow_topics()
                 self._pass_desired()
-                if not self.answers.topics and names.PREDICTIONS in self.answers.topic_names():
-                    self.answers.subscribe([names.PREDICTIONS])
-                if self.answers.topics and len(self.progress) < self.settings.answers_in_flight:
-                    for record in self.answers.read(BATCH, 0.02):
-                        self._pass_answer(record)
-                elif not self.answers.topics or not self._published:
-                    stop.wait(0.02)
-                self._settle()
+                self._hear()
+                self._pass_answers(stop)
+                if self._through >= COMMIT_EVERY or time.monotonic() >= self._next_commit:
+                    self._commit()
                 backoff.reset()
                 held = False
             except TemporaryError as error:
@@ -104,43 +131,90 @@ class Down:
                     log.warning("waiting: %s", error)
                 held = True
                 stop.wait(max(error.delay, backoff.wait_s()))
-        try:
-            self._settle()
-        except TemporaryError as error:
-            log.warning("some answers will come again: %s", error)
+        self._finish()
         self.door.stop()
         self.answers.close()
         self.desired.close()
 
+    def _follow_topics(self) -> None:
+        """Begin to read when the control plane has made the topics; desired state anew when the broker came back."""
+        now = time.monotonic()
+        if not (self.answers.topics and self._follows_desired) and now >= self._next_look:
+            self._next_look = now + TOPICS_EVERY_S
+            there = self.answers.topic_names()
+            if names.PREDICTIONS in there and not self.answers.topics:
+                self.answers.subscribe([names.PREDICTIONS])
+            self._follows_desired = names.DESIRED in there
+        if self._follows_desired and self._broker_came.is_set():
+            self.desired.assign_all(names.DESIRED)
+            self._broker_came.clear()
+
+    def _pass_answers(self, stop: threading.Event) -> None:
+        """Publish what there is room for; waits a little where nothing can be done."""
+        if not self._room():
+            self._heard.wait(WAIT_S)
+            self._heard.clear()
+        elif not self._read and self.answers.topics:
+            self._wake()
+            self._read.extend(self.answers.read(BATCH, WAIT_S))
+        elif not self._read:
+            stop.wait(WAIT_S)
+        while self._read and self._room():
+            self._pass_answer(self._read.popleft())
+
+    def _room(self) -> bool:
+        """Whether another answer may be under way."""
+        most = self.settings.answers_in_flight
+        return len(self._sent) + len(self._again) < most and self._bytes < self.settings.answers_in_flight_kb * 1000
+
     def _pass_answer(self, record: Record) -> None:
         """One record of `sluice.predictions`, to its device if it is not that device's own word."""
         place = (record.topic, record.partition)
+        if place in self._resting:
+            return
         try:
             prediction = messages.decode(record.value, self.settings.message_limit_bytes)
             if not isinstance(prediction, Prediction):
                 raise PermanentError("an offload on the topic of predictions")
-        except (PermanentError, UnknownSchemaError) as error:
-            # the results writer keeps this record as a dead letter (or holds it); here it is only passed by
+        except PermanentError as error:
             log.error("not passed on: %s", error, extra={"topic": record.topic, "offset": record.offset})
+            metrics.GATEWAY_DOWN_BAD.inc()
             self.progress.begin(record)
             self.progress.done(place, record.offset)
+            return
+        except UnknownSchemaError as error:
+            log.error("%s[%d] rests at offset %d: %s", *place, record.offset, error)
+            metrics.GATEWAY_DOWN_HELD.inc()
+            self._resting[place] = time.monotonic() + HOLD_S
+            self.answers.pause([place])
+            self.answers.seek({place: record.offset})
             return
         self.progress.begin(record)
         own = prediction.tier == "edge" and prediction.reason != "expired"
         if own or prediction.audit is not None:
             self.progress.done(place, record.offset)
             return
-        mid = self.door.publish(self.topics.of(prediction.device_id, "inbox"), record.value)
-        self._by_mid[mid] = (place, record.offset)
+        topic = self.topics.of(prediction.device_id, "inbox")
+        self._bytes += len(record.value)
+        self._publish(Sent(place, record.offset, topic, record.value))
         metrics.GATEWAY_DOWN.inc()
+
+    def _publish(self, sent: Sent) -> None:
+        self._sent[self.door.publish(sent.topic, sent.payload)] = sent
+
+    def _wake(self) -> None:
+        """Try again what rested long enough."""
+        now = time.monotonic()
+        awake = [place for place, until in self._resting.items() if until <= now]
+        for place in awake:
+            del self._resting[place]
+        if awake:
+            self.answers.resume(awake)
 
     def _pass_desired(self) -> None:
         """Desired state, as it is: signed by the control plane, so that nobody on the way can change it."""
-        if not self._follows_desired:
-            if names.DESIRED not in self.desired.topic_names():
-                return
-            self.desired.assign_all(names.DESIRED)
-            self._follows_desired = True
+        if not self._follows_desired or not self.door.up.is_set() or len(self._states) >= BATCH:
+            return
         for record in self.desired.read(BATCH, 0.0):
             try:
                 device = names.check_name("device", (record.key or b"").decode("ascii", "replace"))
@@ -149,28 +223,69 @@ class Down:
                 if record.value:
                     parse_state(Signed, record.value)
             except PermanentError as error:
-                log.error("dead letter: %s", error, extra={"topic": record.topic, "offset": record.offset})
-                headers = dead_letter_headers(str(error), "gateway", *_place(record))
-                self.writer.write(names.DEAD_LETTER, record.value, key=record.key, headers=headers)
+                log.error("not passed on: %s", error, extra={"topic": record.topic, "offset": record.offset})
                 continue
-            self.door.publish(self.topics.of(device, "desired"), record.value, retain=True)
+            self._states.add(self.door.publish(self.topics.of(device, "desired"), record.value, retain=True))
 
-    def _settle(self) -> None:
-        """Commit what the broker has taken."""
-        self.writer.poll()
-        while self._published:
-            mid = self._published.popleft()
-            if mid in self._by_mid:
-                self.progress.done(*self._by_mid.pop(mid))
+    def _hear(self) -> None:
+        """What the broker has taken is through, what it refuses is published again later, some times."""
+        now = time.monotonic()
+        while self._words:
+            mid, refused = self._words.popleft()
+            if mid in self._states:
+                self._states.remove(mid)
+                if refused:
+                    log.error("the broker refuses a desired state: %s", refused)
+            elif (sent := self._sent.pop(mid, None)) is None:
+                continue
+            elif refused and sent.tries < TRIES:
+                self._again.append((now + PAUSE_S * 2**sent.tries, sent))
+            else:
+                if refused:
+                    log.error("passed by, the broker refuses it: %s", refused, extra={"topic": sent.topic})
+                    metrics.GATEWAY_DOWN_REFUSED.inc()
+                self._bytes -= len(sent.payload)
+                self._through += 1
+                self.progress.done(sent.place, sent.offset)
+        for _ in range(len(self._again)):
+            due, sent = self._again.popleft()
+            if due <= now:
+                sent.tries += 1
+                self._publish(sent)
+            else:
+                self._again.append((due, sent))
+
+    def _commit(self) -> None:
+        """Commit what is through."""
+        self._next_commit, self._through = time.monotonic() + COMMIT_EVERY_S, 0
         self._to_commit |= self.progress.pop_offsets()
-        self.answers.commit(self._to_commit)
-        self._to_commit.clear()
+        if self.answers.commit(self._to_commit):  # else `_lost` says which are not ours any more
+            self._to_commit.clear()
+
+    def _finish(self) -> None:
+        """Wait a little for what is under way, and commit."""
+        end = time.monotonic() + LAST_S
+        while self._sent and self.door.up.is_set() and (left := end - time.monotonic()) > 0:
+            self._heard.wait(min(left, WAIT_S))
+            self._heard.clear()
+            self._hear()
+        try:
+            self._commit()
+        except TemporaryError as error:
+            log.warning("some answers will come again: %s", error)
 
     def _lost(self, places: list[TopicPartition]) -> None:
+        """Topic partitions are taken away: say how far they are, forget them."""
+        self._finish()
         self.progress.forget(places)
         for place in places:
             self._to_commit.pop(place, None)
+            self._resting.pop(place, None)
+        gone = set(places)
+        self._read = deque(record for record in self._read if (record.topic, record.partition) not in gone)
 
 
-def _place(record: Record) -> tuple[str, int, int]:
-    return record.topic, record.partition, record.offset
+def _overtaken(place: TopicPartition, lost: int) -> None:
+    """Their devices ask the control plane for them."""
+    metrics.GATEWAY_RETENTION.inc(lost)
+    log.error("%s[%d]: retention took %d records before they were read", *place, lost)

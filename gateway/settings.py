@@ -34,5 +34,7 @@ class GatewaySettings(RoomSettings):
     """The same in bytes of their payloads; the Kafka client holds a second copy of them."""
     answers_in_flight: int = Field(default=1000, ge=1)
     """Answers published and not yet taken by the broker."""
+    answers_in_flight_kb: int = Field(default=16_384, ge=1)
+    """The same in kilobytes: no further answer is published while there are as many."""
     message_limit_bytes: int = MAX_MESSAGE_BYTES
     """Largest message that is decoded; anything larger is a dead letter."""

@@ -1,6 +1,6 @@
 """The door to Kafka (confluent_kafka): records in and out, watermarks.
 
-Next to it `kafka_transactions.py` and `kafka_topics.py`.
+Next to it `kafka_transactions.py`, `kafka_topics.py`, and `kafka_gaps.py`, which tells what retention took.
 Temporary trouble becomes `TemporaryError`; a Kafka that is away is one log line, librdkafka keeps trying by itself.
 Keys are partitioned by murmur2, as every other Kafka client does.
 """
@@ -16,10 +16,16 @@ import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient
 from pydantic import BaseModel, ConfigDict
 
+from sluice.doors.kafka_gaps import Gaps
 from sluice.wire import metrics
 from sluice.wire.errors import PermanentError, TemporaryError
 
 log = logging.getLogger(__name__)
+
+BEGINNING = ck.OFFSET_BEGINNING
+"""In place of an offset: from the first record that is there."""
+ASK_S = 2.0
+"""Longest wait for Kafka's word where only a count depends on it."""
 
 Headers = list[tuple[str, str | bytes | None]]
 TopicPartition = tuple[str, int]
@@ -192,7 +198,8 @@ class KafkaReader:
 
     `ahead_kb`, or `ahead` records of a topic partition, are read ahead of what was asked for; whatever comes on another
     topic waits behind them. `on_assigned` and `on_lost` get lists of (topic, partition), `on_end` a topic partition and
-    the offset at which nothing more is there to read for now; all are called from `read`.
+    the offset at which nothing more is there to read for now, `on_overtaken` a topic partition and how many records
+    retention took from where reading was, or was to begin, before they were read; all are called from `read`.
     """
 
     def __init__(
@@ -205,6 +212,7 @@ class KafkaReader:
         on_assigned: Callable[[list[TopicPartition]], Mapping[TopicPartition, int] | None] | None = None,
         on_lost: Callable[[list[TopicPartition]], None] | None = None,
         on_end: Callable[[TopicPartition, int], None] | None = None,
+        on_overtaken: Callable[[TopicPartition, int], None] | None = None,
         ahead_kb: int = 65_536,
         ahead: int = 100_000,
     ) -> None:
@@ -231,6 +239,8 @@ class KafkaReader:
         self._on_assigned = on_assigned
         self._on_lost = on_lost
         self._on_end = on_end
+        self._on_overtaken = on_overtaken
+        self._gaps = Gaps(self._first_offset) if on_overtaken else None
         self._taken: set[TopicPartition] = set()
         """Topic partitions that were taken away during the read at hand."""
         self.name = name
@@ -246,11 +256,34 @@ class KafkaReader:
         if wanted:
             for p in partitions:
                 p.offset = wanted.get((p.topic, p.partition), p.offset)
+        if self._gaps is not None:
+            self._begin(partitions)
         consumer.assign(partitions)
         consumer.resume(partitions)  # librdkafka keeps one paused while it is given away and back
 
+    def _begin(self, partitions: list[ck.TopicPartition]) -> None:
+        """Note where reading begins, as far as it is known."""
+        assert self._gaps is not None
+        stored = [p for p in partitions if p.offset == ck.OFFSET_INVALID]
+        try:
+            found = self._consumer.committed(stored, timeout=ASK_S) if stored else []
+        except ck.KafkaException as error:
+            log.warning("%s: what retention may have taken is not known: %s", self.name, error.args[0].str())
+            found = []
+        for p in (*partitions, *found):
+            if p.offset >= 0:
+                self._gaps.begin((p.topic, p.partition), p.offset)
+
+    def _first_offset(self, place: TopicPartition) -> int | None:
+        try:
+            return self.watermarks(place, ASK_S)[0]
+        except (PermanentError, TemporaryError):
+            return None
+
     def _lost(self, _consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
         self._taken |= {(p.topic, p.partition) for p in partitions}
+        if self._gaps is not None:
+            self._gaps.forget((p.topic, p.partition) for p in partitions)
         if self._on_lost:
             self._on_lost([(p.topic, p.partition) for p in partitions])
 
@@ -289,6 +322,11 @@ class KafkaReader:
             )
         if records and isinstance(self._errors, _Errors):
             self._errors.works()
+        if self._gaps is not None and self._on_overtaken is not None:
+            for record in records:
+                self._gaps.see((record.topic, record.partition), record.offset)
+            for place, count in self._gaps.lost().items():
+                self._on_overtaken(place, count)
         return records
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
@@ -316,6 +354,8 @@ class KafkaReader:
         Raises `RuntimeError` when one that is ours cannot be rewound: to go on would skip records.
         """
         for (topic, partition), offset in offsets.items():
+            if self._gaps is not None:
+                self._gaps.begin((topic, partition), offset)
             try:
                 self._consumer.seek(ck.TopicPartition(topic, partition, offset))
             except ck.KafkaException as error:

@@ -85,8 +85,8 @@ def _any_of(filters: Sequence[str]) -> Callable[[str], object]:
 class MqttDoor:
     """One client of one broker.
 
-    `on_message`, `on_up`, `on_down` and `on_published(mid)` are called from paho's thread. An exception in them ends
-    the process: they must hand over and return.
+    `on_message`, `on_up`, `on_down`, `on_published(mid)` and `on_refused(mid, reason)` are called from paho's thread.
+    An exception in them ends the process: they must hand over and return.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class MqttDoor:
         on_up: Callable[[], None] | None = None,
         on_down: Callable[[], None] | None = None,
         on_published: Callable[[int], None] | None = None,
+        on_refused: Callable[[int, str], None] | None = None,
         will: tuple[str, bytes] | None = None,
         keep_session: bool = True,
     ) -> None:
@@ -108,6 +109,9 @@ class MqttDoor:
         self.generation = 0
         self.up = threading.Event()
         self._on = (on_message, on_up, on_down, on_published)
+        self._on_refused = on_refused
+        self._refusals: set[str] = set()
+        """Those that were told."""
         self._subscriptions = list(subscriptions)
         self._asked_for = _any_of([re.sub(r"^\$share/[^/]+/", "", topic) for topic, _ in subscriptions])
         self._stopping = False
@@ -167,7 +171,8 @@ class MqttDoor:
         self._client.loop_stop()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
-        """Hand a message to the client and return its message id; `on_published` tells when the broker has it."""
+        """Hand a message to the client and return its message id; `on_published` tells when the broker has it,
+        `on_refused` when it does not want it."""
         info = self._client.publish(topic, payload, qos=qos, retain=retain)
         if info.rc == paho.MQTT_ERR_QUEUE_SIZE:
             raise TemporaryError(f"{self.name}: too many messages wait for the MQTT broker")
@@ -252,8 +257,14 @@ class MqttDoor:
         _client: paho.Client,
         _userdata: object,
         mid: int,
-        _reason: ReasonCode,
+        reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        if self._on[3]:
+        if reason.is_failure:  # MQTT 5: not authorised, quota exceeded, …; the broker does not have it
+            if str(reason) not in self._refusals:
+                self._refusals.add(str(reason))
+                log.error("%s: the MQTT broker refuses a message: %s", self.name, reason)
+            if self._on_refused:
+                self._on_refused(mid, str(reason))
+        elif self._on[3]:
             self._on[3](mid)

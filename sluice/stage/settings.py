@@ -32,6 +32,14 @@ class StageSettings(RoomSettings):
     """Ed25519 public keys (base64) of which one must have signed a bundle; empty: the control plane is trusted."""
     data: Path = Path("stage-data")
     """Folder of fetched bundles; may be emptied at any time while the stage is stopped."""
+    bundles_most: int = Field(default=32, ge=1)
+    """Largest number of bundles in memory; the one that was not used for the longest time goes, and comes back from the
+    folder."""
+    bundle_idle_s: float = Field(default=3600.0, gt=0)
+    """A bundle that was not used for this time is let go from memory."""
+    bundle_keep_s: float = Field(default=14 * 24 * 3600.0, gt=0)
+    """A bundle that was not used for this time is removed from the folder; longer than offloads lie in Kafka. Should
+    one come all the same, its bundle is fetched again."""
     batch_most: int = Field(default=64, ge=1, le=4096)
     """Largest number of records taken at once."""
     poll_timeout_s: float = Field(default=0.1, gt=0)

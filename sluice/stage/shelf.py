@@ -2,13 +2,20 @@
 
 `get` answers at once: a loaded stage, the reason why there will never be one, or None for "not yet", after which a
 thread fetches, verifies, loads and proves it. The main loop pauses what waits for it and asks `arrived` now and then.
+
+Offloads may come for a bundle as long as they live, and nobody says when the last has come. So one that was not used
+for a time is let go from memory, and much later from the folder; whatever comes for it then brings it back.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import re
+import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +24,54 @@ from sluice.doors.http import HttpDoor
 from sluice.stage.segment import load_segments
 from sluice.stage.step import Stage, loaded_by
 from sluice.wire import bundle as bundles
-from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.codec import CODECS
+from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
+from sluice.wire.manifest import Manifest
 from sluice.wire.names import Tier
 
 log = logging.getLogger(__name__)
 
 MOST_REFUSED = 1000
-MOST_HELD = 16
-"""Bundles in memory; the one that was not used for the longest time goes, and comes back from the folder."""
+LOOK_EVERY_S = 60.0
+"""Longest time between two looks for bundles in memory that are idle."""
+TIDY_EVERY_S = 3600.0
+"""Longest time between two looks at the folder."""
+GONE = ".gone"
+
+Fate = Stage | PermanentError | UnknownSchemaError
 
 
 class Shelf:
     """Bundles of one tier by digest. `get` and `arrived` belong to the main loop's thread."""
 
-    def __init__(self, tier: Tier, door: HttpDoor, folder: Path, public_keys: list[str], threads: int = 1) -> None:
+    def __init__(
+        self,
+        tier: Tier,
+        door: HttpDoor,
+        folder: Path,
+        public_keys: list[str],
+        *,
+        threads: int = 1,
+        most: int = 32,
+        idle_s: float = 3600.0,
+        keep_s: float = 14 * 24 * 3600.0,
+    ) -> None:
+        """At most `most` bundles are in memory, none that was idle for `idle_s`; on disk none idle for `keep_s`."""
         self.tier = tier
         self._door = door
         self._folder = folder
         self._keys = public_keys or None
         self._threads = threads
+        self._most, self._idle_s, self._keep_s = most, idle_s, keep_s
         self._held: dict[str, Stage] = {}
-        self._refused: dict[str, str] = {}
+        """In the order of use."""
+        self._used: dict[str, float] = {}
+        self._refused: dict[str, PermanentError | UnknownSchemaError] = {}
         self._wanted: set[str] = set()
-        self._orders: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._arrivals: queue.SimpleQueue[tuple[str, Stage | PermanentError]] = queue.SimpleQueue()
+        self._next_look = self._next_tidy = 0.0
+        self._orders: queue.SimpleQueue[str | frozenset[str] | None] = queue.SimpleQueue()
+        """Digests to fetch; a set: to tidy the folder but for these; None: to end."""
+        self._arrivals: queue.SimpleQueue[tuple[str, Fate]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="shelf", daemon=True)
         self._thread.start()
@@ -49,13 +80,14 @@ class Shelf:
         """The stage of bundle `digest`, or None while it is being fetched.
 
         Raises `PermanentError` when it was found that it cannot be had: no such bundle, a bad signature, a failed
-        golden sample.
+        golden sample; `UnknownSchemaError` when it needs a codec that may be newer than this version.
         """
         if stage := self._held.pop(digest, None):
             self._held[digest] = stage  # last in the order of use
+            self._used[digest] = time.monotonic()
             return stage
         if reason := self._refused.get(digest):
-            raise PermanentError(reason)
+            raise type(reason)(str(reason))
         if digest not in self._wanted:
             self._wanted.add(digest)
             self._orders.put(digest)
@@ -68,14 +100,30 @@ class Shelf:
             digest, result = self._arrivals.get()
             self._wanted.discard(digest)
             if isinstance(result, Stage):
-                _make_room(self._held, MOST_HELD)
+                _make_room(self._held, self._most)
                 self._held[digest] = result
+                self._used[digest] = time.monotonic()
             else:
                 _make_room(self._refused, MOST_REFUSED)
-                self._refused[digest] = str(result)
+                self._refused[digest] = result
                 log.error("bundle %s… is refused: %s", digest[:12], result)
             digests.add(digest)
+        self._let_go()
         return digests
+
+    def _let_go(self) -> None:
+        """Release what is idle, now and then."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + min(self._idle_s / 4, LOOK_EVERY_S)
+            for digest, stage in list(self._held.items()):
+                if now - self._used[digest] >= self._idle_s:
+                    del self._held[digest]
+                    log.info("bundle %s… is released", digest[:12], extra={"model": stage.manifest.model})
+            self._used = {digest: self._used[digest] for digest in self._held}
+        if now >= self._next_tidy:
+            self._next_tidy = now + min(self._keep_s / 4, TIDY_EVERY_S)
+            self._orders.put(frozenset(self._held) | self._wanted)
 
     def close(self) -> None:
         """End the thread."""
@@ -86,10 +134,13 @@ class Shelf:
     def _serve(self) -> None:
         backoff = Backoff()
         while (digest := self._orders.get()) is not None and not self._closing.is_set():
+            if isinstance(digest, frozenset):
+                tidy(self._folder, digest, self._keep_s)
+                continue
             try:
                 self._arrivals.put((digest, self._fetch(digest)))
                 backoff.reset()
-            except PermanentError as error:
+            except (PermanentError, UnknownSchemaError) as error:
                 self._arrivals.put((digest, error))
             except TemporaryError as error:
                 log.warning("bundle %s… is not there yet: %s", digest[:12], error)
@@ -98,6 +149,8 @@ class Shelf:
 
     def _fetch(self, digest: str) -> Stage:
         folder = self._folder / digest
+        if folder.exists():
+            os.utime(folder)  # it is in use from here on, for every process that shares the folder
         try:
             manifest = bundles.open_bundle(folder, digest, self._keys).manifest
             for blob in manifest.blobs(loaded_by(manifest, self.tier)):
@@ -109,6 +162,7 @@ class Shelf:
         indices = loaded_by(manifest, self.tier)
         if not indices:
             raise PermanentError(f"bundle {digest[:12]}… places nothing on tier {self.tier}")
+        self._check_codecs(manifest)
         segments = load_segments(folder, manifest, indices, self._threads)
         log.info(
             "bundle %s… is loaded: segments %d to %d",
@@ -118,6 +172,31 @@ class Shelf:
             extra={"model": manifest.model, "tier": self.tier},
         )
         return Stage(self.tier, digest, manifest, indices.start, segments)
+
+    def _check_codecs(self, manifest: Manifest) -> None:
+        """Whatever a device may send at one of the operating points has to be read here."""
+        for point in manifest.operating_points:
+            if self.tier in point.placement and point.codec not in CODECS:
+                known = ", ".join(CODECS)
+                raise UnknownSchemaError(
+                    f"operating point {point.id!r} has codec {point.codec[:40]!r}; this version knows {known}: "
+                    "bring this stage up to date"
+                )
+
+
+def tidy(folder: Path, used: frozenset[str], keep_s: float) -> None:
+    """Remove the bundles in `folder` that nobody has used for `keep_s`; those in `used` count as used now.
+
+    When a folder was used last is its time of modification, which all processes that share it see.
+    """
+    for one in folder.glob("*"):
+        if one.name in used:
+            os.utime(one)
+        elif re.fullmatch(r"[0-9a-f]{64}", one.name) and time.time() - one.stat().st_mtime >= keep_s:
+            log.info("bundle %s… is removed from the folder, nobody has used it for long", one.name[:12])
+            shutil.rmtree(one.rename(one.with_suffix(GONE)))
+        elif one.suffix == GONE:
+            shutil.rmtree(one)
 
 
 def _make_room(shelf: dict[str, Any], most: int) -> None:

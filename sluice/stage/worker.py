@@ -45,12 +45,27 @@ class Worker:
         self.tier = settings.tier
         name = f"stage-{self.tier}"
         self.reader = KafkaReader(
-            name, settings.kafka, f"sluice-{name}", on_lost=self._lost, ahead_kb=AHEAD_KB, ahead=AHEAD
+            name,
+            settings.kafka,
+            f"sluice-{name}",
+            on_lost=self._lost,
+            on_overtaken=self._overtaken,
+            ahead_kb=AHEAD_KB,
+            ahead=AHEAD,
         )
         kind = ExactlyOnce if settings.delivery == "exactly-once" else AtLeastOnce
         self.delivery: AtLeastOnce | ExactlyOnce = kind(settings, self.reader, self._rewound)
         door = HttpDoor(settings.cloud_url, settings.token)
-        self.shelf = Shelf(self.tier, door, settings.data, settings.public_keys, settings.threads)
+        self.shelf = Shelf(
+            self.tier,
+            door,
+            settings.data,
+            settings.public_keys,
+            threads=settings.threads,
+            most=settings.bundles_most,
+            idle_s=settings.bundle_idle_s,
+            keep_s=settings.bundle_keep_s,
+        )
         self.resting: dict[TopicPartition, tuple[str | None, float]] = {}
         """What rests: until a bundle (digest) is there, or at the latest until a time (monotonic seconds)."""
         self._next_topics = 0.0
@@ -157,6 +172,11 @@ class Worker:
         for place in places:
             self.resting.pop(place, None)
         self.delivery.lost(places)
+
+    def _overtaken(self, place: TopicPartition, lost: int) -> None:
+        """Retention was faster than we: their devices keep the provisional answers that they gave."""
+        metrics.STAGE_RETENTION.labels(self.tier).inc(lost)
+        log.error("%s[%d]: retention took %d records before they were worked on", *place, lost)
 
     def _rewound(self, places: Iterable[TopicPartition]) -> None:
         """These are read again from an earlier offset on: none of them may rest before it comes to where it rested."""

@@ -28,6 +28,14 @@ EDGE_BYTES_UP = Counter("sluice_edge_uplink_bytes_total", "Payload bytes of outc
 
 GATEWAY_UP = Counter("sluice_gateway_outcomes_total", "Outcomes brought to Kafka", ["kind"])
 GATEWAY_DOWN = Counter("sluice_gateway_answers_total", "Answers brought to devices")
+GATEWAY_DOWN_HELD = Counter(
+    "sluice_gateway_answers_held_total", "Times that a topic partition of answers was held for an unknown schema"
+)
+GATEWAY_DOWN_BAD = Counter("sluice_gateway_answers_bad_total", "Predictions passed by because they could not be read")
+GATEWAY_DOWN_REFUSED = Counter("sluice_gateway_answers_refused_total", "Answers passed by that the broker refused")
+GATEWAY_RETENTION = Counter(
+    "sluice_gateway_retention_lost_total", "Records that retention took before they were passed on"
+)
 GATEWAY_DEAD = Counter("sluice_gateway_dead_letters_total", "Messages that became dead letters")
 GATEWAY_HELD = Counter("sluice_gateway_held_total", "Messages of an unknown schema, left with the device")
 GATEWAY_IN_FLIGHT = Gauge("sluice_gateway_in_flight_messages", "Messages taken in and not yet confirmed by Kafka")
@@ -45,6 +53,9 @@ STAGE_EXPIRED = Counter("sluice_stage_expired_total", "Samples finalised because
 STAGE_DEAD = Counter("sluice_stage_dead_letters_total", "Records that became dead letters", ["tier"])
 STAGE_HELD = Counter("sluice_stage_held_total", "Times that a topic partition was held for an unknown schema", ["tier"])
 STAGE_BATCH = Histogram("sluice_stage_batch_records", "Records of one batch", ["tier"], buckets=_BATCH)
+STAGE_RETENTION = Counter(
+    "sluice_stage_retention_lost_total", "Records that retention took before they were worked on", ["tier"]
+)
 STAGE_BATCH_S = Histogram("sluice_stage_batch_seconds", "Time of one batch", ["tier"], buckets=_LATENCY_S)
 
 RESULTS_ROWS = Counter("sluice_results_predictions_total", "Predictions written or folded")

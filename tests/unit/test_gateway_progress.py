@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.down import Progress
+from gateway.progress import Progress
 from sluice.doors.kafka import Record
 
 

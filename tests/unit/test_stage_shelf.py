@@ -1,15 +1,21 @@
 """The shelf answers at once, whatever a bundle is waiting for; one that cannot be had keeps no other waiting."""
 
+import gc
+import os
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sluice.doors.http import HttpDoor
-from sluice.stage.shelf import MOST_HELD, Shelf
+from sluice.stage.segment import RunningSegment
+from sluice.stage.shelf import Shelf, tidy
 from sluice.stage.step import Stage
 from sluice.wire.bundle import MANIFEST, sha256, write_atomically
-from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
+from sluice.wire.names import Tier
 from tests.unit.wire_support import manifest
 
 
@@ -26,8 +32,8 @@ class Door(HttpDoor):
         raise PermanentError("control plane: 404 no such bundle")
 
 
-def make(folder: Path) -> Shelf:
-    return Shelf("fog", Door("http://127.0.0.1:9", None), folder, [])
+def make(folder: Path, tier: Tier = "fog", **settings: Any) -> Shelf:
+    return Shelf(tier, Door("http://127.0.0.1:9", None), folder, [], **settings)
 
 
 def wait_for(shelf: Shelf, digest: str) -> None:
@@ -51,16 +57,25 @@ def test_a_bundle_that_cannot_be_had_now_does_not_keep_another_waiting(tmp_path:
         shelf.close()
 
 
-def test_it_holds_the_bundles_that_were_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has to go comes back from the folder; the segments themselves are another test's matter."""
+def in_folder(folder: Path, **changes: Any) -> str:
+    """The digest of a bundle that is in the folder, as far as its manifest goes."""
+    data = manifest().model_copy(update=changes).model_dump_json().encode()
+    write_atomically(folder / sha256(data) / MANIFEST, data)
+    return sha256(data)
+
+
+@pytest.fixture
+def no_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The segments themselves are another test's matter."""
     monkeypatch.setattr("sluice.stage.shelf.load_segments", lambda *_: [])
     monkeypatch.setattr("sluice.wire.bundle.read_blob", lambda *_: b"")
-    digests = []
-    for version in range(1, MOST_HELD + 2):
-        data = manifest().model_copy(update={"version": version}).model_dump_json().encode()
-        digests.append(sha256(data))
-        write_atomically(tmp_path / digests[-1] / MANIFEST, data)
-    shelf = make(tmp_path)
+
+
+@pytest.mark.usefixtures("no_blobs")
+def test_it_holds_the_bundles_that_were_used_last(tmp_path: Path) -> None:
+    """What has to go comes back from the folder."""
+    digests = [in_folder(tmp_path, version=version) for version in range(1, 6)]
+    shelf = make(tmp_path, most=4)
     try:
         for digest in digests[:-1]:
             assert shelf.get(digest) is None
@@ -89,3 +104,87 @@ def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "full").write_bytes(b"")
     with pytest.raises(TemporaryError, match=r"full.* cannot be written"):
         There("http://127.0.0.1:9", None).fetch_bundle(sha256(data), tmp_path / "full", None, lambda _: range(0))
+
+
+@pytest.mark.tensorflow
+def test_what_is_idle_gives_its_memory_back_and_is_there_again_when_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.unit.bundle_support import make_bundle
+
+    now = 1000.0
+    monkeypatch.setattr("sluice.stage.shelf.time.monotonic", lambda: now)
+    bundle = make_bundle(tmp_path / "new")
+    (tmp_path / "new").rename(tmp_path / bundle.digest)
+
+    def in_memory() -> int:
+        gc.collect()
+        return sum(isinstance(one, RunningSegment) for one in gc.get_objects())
+
+    before = in_memory()
+    shelf = make(tmp_path, "cloud", idle_s=100.0)
+    try:
+        for _ in range(2):
+            assert shelf.get(bundle.digest) is None
+            wait_for(shelf, bundle.digest)
+            assert isinstance(shelf.get(bundle.digest), Stage)
+            now += 99
+            shelf.arrived()
+            assert isinstance(shelf.get(bundle.digest), Stage), "it was used in between"
+            assert in_memory() == before + 1
+            now += 126  # a quarter more until it is looked at
+            shelf.arrived()
+            assert in_memory() == before
+    finally:
+        shelf.close()
+
+
+@pytest.mark.usefixtures("no_blobs")
+def test_the_folder_keeps_what_is_used_and_what_was_used_lately(tmp_path: Path) -> None:
+    """Whichever of the processes that share it uses it."""
+    keep_s = 1000.0
+    old, held, fresh, loaded, broken = (in_folder(tmp_path, version=version) for version in range(1, 6))
+    other = tmp_path / "not-a-bundle"
+    other.mkdir()
+    (tmp_path / broken).rename(tmp_path / f"{broken}.gone")  # killed while it was removed
+    for name in (old, held, loaded, other.name):
+        os.utime(tmp_path / name, (time.time() - 2 * keep_s,) * 2)
+    shelf = make(tmp_path, keep_s=3 * keep_s)  # another process
+    try:
+        assert shelf.get(loaded) is None
+        wait_for(shelf, loaded)
+        tidy(tmp_path, frozenset({held}), keep_s)
+        assert {one.name for one in tmp_path.iterdir()} == {held, fresh, loaded, other.name}
+        tidy(tmp_path, frozenset(), keep_s)
+        assert (tmp_path / held).exists(), "it was in use just now"
+    finally:
+        shelf.close()
+
+
+@pytest.mark.usefixtures("no_blobs")
+def test_it_tidies_its_folder_by_itself(tmp_path: Path) -> None:
+    old, new = in_folder(tmp_path, version=1), in_folder(tmp_path, version=2)
+    os.utime(tmp_path / old, (time.time() - 100,) * 2)
+    shelf = make(tmp_path, keep_s=50.0)
+    try:
+        assert shelf.arrived() == set()
+        assert shelf.get(new) is None
+        wait_for(shelf, new)  # the thread does one thing after the other
+        assert not (tmp_path / old).exists()
+    finally:
+        shelf.close()
+
+
+@pytest.mark.usefixtures("no_blobs")
+def test_a_codec_that_is_newer_than_the_stage_is_held_and_not_refused(tmp_path: Path) -> None:
+    known = manifest().operating_points
+    newer = tuple(point.model_copy(update={"codec": "of-tomorrow"}) for point in known)
+    digest = in_folder(tmp_path, operating_points=newer)
+    shelf = make(tmp_path)
+    try:
+        assert shelf.get(digest) is None
+        wait_for(shelf, digest)
+        with pytest.raises(UnknownSchemaError, match=r"codec 'of-tomorrow'.*bring this stage up to date"):
+            shelf.get(digest)
+    finally:
+        shelf.close()
