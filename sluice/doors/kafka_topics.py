@@ -22,6 +22,8 @@ def ensure_topics(
 ) -> None:
     """Make the topics (name: number of topic partitions) that are not there yet.
 
+    Kafka's clock dates their records: a record dated by a writer whose clock is an hour ahead would be refused, and one
+    from a clock that is far behind would be old enough for retention to take it.
     Raises `TemporaryError` when Kafka is away, `PermanentError` when it refuses. The embedded cluster has no topic
     administration: there a topic is made by asking for it, with the cluster's own number of topic partitions.
     """
@@ -41,7 +43,8 @@ def ensure_topics(
                 name,
                 num_partitions=count,
                 replication_factor=replication,
-                config={"cleanup.policy": "compact"} if name in squeezed else {},
+                config={"message.timestamp.type": "LogAppendTime"}
+                | ({"cleanup.policy": "compact"} if name in squeezed else {}),
             )
             for name, count in missing.items()
         ]
