@@ -95,7 +95,7 @@ class Device:
 @contextmanager
 def running(bin_: Path, made: MadeBundle, mosquitto: Mosquitto, folder: Path, more: dict[str, str]) -> Iterator[Device]:
     """An agent of the environment `bin_` that runs the bundle."""
-    device = f"device-{folder.name}"
+    device = f"device-{folder.parent.name}-{folder.name}"  # the broker remembers what one reported
     broker = broker_of(mosquitto)
     bundle = folder / "data" / "bundles" / made.digest
     bundle.parent.mkdir(parents=True)
