@@ -168,6 +168,8 @@ class Updater:
         self._control.close()
 
     def _serve(self) -> None:
+        for left in (self.settings.data / "bundles").glob("**/.*"):  # half-written, by an agent that was killed
+            left.unlink()
         while self._changed.wait() and not self._closing:
             self._changed.clear()
             while self._back:
@@ -214,6 +216,8 @@ class Updater:
             except PermanentError as error:
                 self._report(Prepared(missing.popleft(), None, str(error)))
             except TemporaryError as error:
+                if self._interrupted():
+                    return False
                 if not told:
                     log.warning("update to revision %d waits: %s", order.desired.revision, error)
                     self._report(Waits(order.desired, str(error)))
@@ -231,19 +235,17 @@ class Updater:
         try:
             bundle = bundles.open_bundle(folder, run.bundle, self.settings.public_keys)
             for blob in bundle.manifest.blobs(loaded_by(bundle.manifest, "edge")):
-                bundle.read(blob)
+                bundles.check_file(folder / bundles.BLOBS / blob.sha256, blob.sha256)
             manifest = bundle.manifest
         except PermanentError:
-            try:
-                manifest = self._control.door.fetch_bundle(
-                    run.bundle,
-                    folder,
-                    self.settings.public_keys,
-                    lambda manifest: loaded_by(manifest, "edge"),
-                    elsewhere=(self.settings.data / "bundles").glob("*"),
-                )
-            except OSError as error:  # no room, or none to write in: what runs goes on meanwhile
-                raise TemporaryError(f"bundle {run.bundle[:12]}… cannot be kept: {error.strerror}", 5.0) from error
+            manifest = self._control.door.fetch_bundle(
+                run.bundle,
+                folder,
+                self.settings.public_keys,
+                lambda manifest: loaded_by(manifest, "edge"),
+                elsewhere=(self.settings.data / "bundles").glob("*"),
+                give_up=self._interrupted,
+            )
         check_run(self.settings, manifest, run)
 
     def _load_back(self, run: Run) -> None:

@@ -122,7 +122,8 @@ def get_signature(service: ServiceDep, digest: Digest) -> str:
 
 @router.get("/blobs/{sha256}", response_class=FileResponse)
 def get_blob(service: ServiceDep, sha256: Digest) -> FileResponse:
-    """A file of some bundle."""
+    """A file of some bundle, or a part of it (`Range`; its entity tag is its sha256)."""
     if not service.blobs.has(sha256):
         raise missing("blob", sha256)
-    return FileResponse(service.blobs.path(sha256), media_type="application/octet-stream")
+    headers = {"etag": f'"{sha256}"'}
+    return FileResponse(service.blobs.path(sha256), headers=headers, media_type="application/octet-stream")

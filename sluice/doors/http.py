@@ -1,11 +1,15 @@
 """The door to the control plane over HTTP (httpx): JSON calls, and bundles fetched with every check.
 
+A blob is written to disk piece by piece, and a download that was cut off goes on where it was (RFC 9110, range
+requests, `If-Range` with the blob's sha256 as its entity tag): over a thin link a bundle arrives at some time.
+
 A problem document (RFC 9457) becomes a `PermanentError` with its detail; no answer, 429 and 5xx a `TemporaryError`.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,15 +20,17 @@ from sluice.wire.bundle import (
     BLOBS,
     MANIFEST,
     SIGNATURE,
-    check_blob,
+    check_file,
     check_manifest,
-    read_blob,
+    move_in,
     write_atomically,
 )
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.manifest import MAX_MANIFEST_BYTES, Blob, Manifest
 
 MAX_BLOB_BYTES = 2_000_000_000
+PIECE_BYTES = 65_536
+"""What is held of a download in memory."""
 
 
 class HttpDoor:
@@ -60,8 +66,7 @@ class HttpDoor:
                     if (size := size + len(part)) > limit:
                         raise PermanentError(f"{path} is over {limit} bytes")
                 content = b"".join(parts)
-                if answer.status_code in (401, 403):  # a token can be mended; what waits for this must not be lost
-                    raise TemporaryError(f"control plane at {self.url} refuses our token ({answer.status_code})", 5.0)
+                self._check_token(answer)
                 self._check(answer, content)
         except httpx.HTTPError as error:
             raise self._away(error) from error
@@ -74,25 +79,83 @@ class HttpDoor:
         public_keys: Iterable[str] | None,
         wanted: Callable[[Manifest], range | None],
         elsewhere: Iterable[Path] = (),
+        give_up: Callable[[], bool] = lambda: False,
     ) -> Manifest:
         """Fetch into `folder` the manifest `digest` and the blobs of the segments that `wanted(manifest)` names.
 
-        Digest and signature are checked before the manifest is parsed, each blob before it is stored; a blob that is
-        there already and whole, or in one of the bundles `elsewhere`, is not fetched again. Raises `PermanentError`
-        or `TemporaryError`, a full disk being one; what was fetched stays.
+        Digest and signature are checked before the manifest is parsed, each blob before it gets its name; a blob that
+        is there already and whole, or in one of the bundles `elsewhere`, is not fetched again. Raises `PermanentError`
+        or `TemporaryError` (also when `give_up()` says so in the middle, and for a disk that is full); what was
+        fetched stays, half a blob as `<sha256>.part`, and the next call goes on from there.
         """
         data = self.get_bytes(f"/v1/bundles/{digest}/manifest", MAX_MANIFEST_BYTES)
         signature = self.get_bytes(f"/v1/bundles/{digest}/signature", 1000).decode("ascii", "replace").strip()
         manifest = check_manifest(data, signature, digest, public_keys)
-        for blob in manifest.blobs(wanted(manifest)):
-            content = _on_hand(blob, [folder, *elsewhere])
-            if content is None:
-                content = self.get_bytes(f"/v1/blobs/{blob.sha256}", min(blob.size, MAX_BLOB_BYTES))
-                check_blob(content, blob.sha256)
-            _keep(folder / BLOBS / blob.sha256, content)
-        _keep(folder / SIGNATURE, signature.encode())
-        _keep(folder / MANIFEST, data)
+        others = list(elsewhere)
+        try:
+            (folder / BLOBS).mkdir(parents=True, exist_ok=True)
+            for blob in manifest.blobs(wanted(manifest)):
+                if not _on_hand(blob, folder, others):
+                    self._fetch_blob(blob, folder / BLOBS, give_up)
+            write_atomically(folder / SIGNATURE, signature.encode())
+            write_atomically(folder / MANIFEST, data)
+        except OSError as error:
+            raise TemporaryError(f"bundle {digest[:12]}… cannot be kept: {error.strerror or error}", 5.0) from error
         return manifest
+
+    def _fetch_blob(self, blob: Blob, folder: Path, give_up: Callable[[], bool]) -> None:
+        """Fetch a blob into `folder`, from where the last attempt was cut off."""
+        if blob.size > MAX_BLOB_BYTES:
+            raise PermanentError(f"blob {blob.sha256[:12]}… of {blob.size} bytes is over {MAX_BLOB_BYTES}")
+        part = folder / f"{blob.sha256}.part"
+        begun = part.stat().st_size if part.exists() else 0
+        if begun > blob.size:
+            begun = 0
+        if begun < blob.size:
+            begun = self._download(blob, part, begun, give_up)
+        try:
+            check_file(part, blob.sha256)
+        except PermanentError as error:
+            part.unlink()
+            if begun:  # what was there before may be to blame, as after a power cut
+                raise TemporaryError(f"{error}; it is fetched anew", 0.0) from error
+            raise
+        move_in(part, folder / blob.sha256)
+
+    def _download(self, blob: Blob, part: Path, begun: int, give_up: Callable[[], bool]) -> int:
+        """The rest of a blob, from byte `begun` on; returns from where on it really came."""
+        path, etag = f"/v1/blobs/{blob.sha256}", f'"{blob.sha256}"'
+        headers = {"Accept-Encoding": "identity"}
+        if begun:
+            headers |= {"Range": f"bytes={begun}-", "If-Range": etag}
+        try:
+            with self._client.stream("GET", path, headers=headers) as answer:
+                if not answer.is_success:
+                    self._check_token(answer)
+                    self._check(answer, answer.read())
+                if answer.status_code != 206:
+                    begun = 0
+                elif not answer.headers.get("content-range", "").startswith(f"bytes {begun}-"):
+                    raise TemporaryError(f"control plane at {self.url} sent another part of {path} than was asked for")
+                size = begun
+                with part.open("r+b" if begun else "wb") as file:
+                    file.truncate(begun)
+                    file.seek(begun)
+                    for piece in answer.iter_raw(PIECE_BYTES):
+                        if (size := size + len(piece)) > blob.size:
+                            raise PermanentError(f"{path} is over {blob.size} bytes")
+                        file.write(piece)
+                        if give_up():
+                            raise TemporaryError(f"{path} is left for later", 0.0)
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        if size < blob.size:
+            raise TemporaryError(f"control plane at {self.url}: {path} ended after {size} of {blob.size} bytes")
+        return begun
+
+    def _check_token(self, answer: httpx.Response) -> None:
+        if answer.status_code in (401, 403):  # a token can be mended; what waits for this must not be lost
+            raise TemporaryError(f"control plane at {self.url} refuses our token ({answer.status_code})", 5.0)
 
     def _away(self, error: httpx.HTTPError) -> TemporaryError:
         return TemporaryError(f"control plane at {self.url}: {type(error).__name__} {error}".rstrip())
@@ -111,19 +174,17 @@ class HttpDoor:
         raise PermanentError(message)
 
 
-def _on_hand(blob: Blob, folders: Iterable[Path]) -> bytes | None:
-    """The content of `blob` if one of the bundles in `folders` has it whole."""
-    for folder in folders:
+def _on_hand(blob: Blob, folder: Path, others: Iterable[Path]) -> bool:
+    """Whether `blob` is in the bundle in `folder`, whole; it is copied there if one of the `others` has it."""
+    own = folder / BLOBS / blob.sha256
+    for source in (own, *(other / BLOBS / blob.sha256 for other in others)):
         try:
-            return read_blob(folder / BLOBS, blob)
+            check_file(source, blob.sha256)
         except PermanentError:
             continue
-    return None
-
-
-def _keep(file: Path, content: bytes) -> None:
-    """Write it, when there is room."""
-    try:
-        write_atomically(file, content)
-    except OSError as error:
-        raise TemporaryError(f"{file} cannot be written: {error.strerror}") from error
+        if source != own:
+            part = own.with_name(f"{blob.sha256}.part")
+            shutil.copyfile(source, part)
+            move_in(part, own)
+        return True
+    return False

@@ -83,6 +83,17 @@ def read_blob(folder: Path, blob: Blob) -> bytes:
     return data
 
 
+def check_file(path: Path, digest: str) -> None:
+    """Raise `PermanentError` unless the file at `path` is there and has that sha256; it is not held in memory."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PermanentError(f"blob {digest[:12]}… cannot be read: {error.strerror}") from error
+    if found != digest:
+        raise PermanentError(f"blob {digest[:12]}… is damaged: its content has digest {found[:12]}…")
+
+
 def check_blob(data: bytes, digest: str) -> None:
     """Raise `PermanentError` unless `data` has that sha256."""
     if (found := sha256(data)) != digest:
@@ -97,7 +108,10 @@ def write_blob(folder: Path, data: bytes) -> Blob:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a crash or power cut leaves the old content or the new, never a mixture."""
+    """Replace `path` by `data` so that a crash or power cut leaves the old content or the new, never a mixture.
+
+    A crash may leave a file beside it whose name begins with a dot.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -109,8 +123,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    parent = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def move_in(part: Path, path: Path) -> None:
+    """Make the whole file `part` durable under the name `path`."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make durable which files are in `folder`."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(parent)
+        os.fsync(descriptor)
     finally:
-        os.close(parent)
+        os.close(descriptor)
