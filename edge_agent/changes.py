@@ -67,7 +67,7 @@ class Changes:
                 self.measured = parse_profile(measured)
             except PermanentError as error:
                 log.warning("what was measured before cannot be read: %s", error)
-        if not self.models.take_up(lambda run: prepare_local(self.settings, run)):
+        if not self.models.take_up(lambda run: prepare_local(self.settings, run), self._commit):
             self.revision = max(0, self.revision - 1)  # what was looked at last is looked at again, nothing older
 
     def desire(self, envelope: bytes) -> None:

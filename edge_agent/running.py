@@ -165,13 +165,13 @@ class Models:
             for name, kept in ((name, model.kept) for name, model in self._by_name.items())
         )
 
-    def take_up(self, load: Callable[[Run], Stage]) -> bool:
+    def take_up(self, load: Callable[[Run], Stage], commit: Callable[[], None]) -> bool:
         """At the start: run what ran before. False: something is damaged, and has to be looked at again."""
         for name, model in self._by_name.items():
             if model.kept.coming is not None or model.kept.on_trial:
                 self._keep(model, starts=model.kept.starts + 1)
                 self._count_starts(name, model)
-        self._store.commit()  # a start counts before anything is loaded that may end the agent
+        commit()  # a start counts before anything is loaded that may end the agent
         whole = True
         for name, model in self._by_name.items():
             kept = model.kept
