@@ -9,6 +9,7 @@ measures segments when it is asked to, with interpreters of its own. Going back 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -169,7 +170,8 @@ class Updater:
 
     def _serve(self) -> None:
         for left in (self.settings.data / "bundles").glob("**/.*"):  # half-written, by an agent that was killed
-            left.unlink()
+            with contextlib.suppress(OSError):  # a folder that cannot be written to keeps them
+                left.unlink()
         while self._changed.wait() and not self._closing:
             self._changed.clear()
             while self._back:

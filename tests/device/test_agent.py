@@ -4,9 +4,7 @@ import functools
 import io
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from sluice.wire.state import Bounds
 from tests.brokers.mosquitto import Mosquitto
 from tests.device.machine import Machine
 from tests.integration import edge_support
+from tests.integration.control_plane import ControlPlane
 from tests.integration.edge_support import (
     Above,
     MadeBundle,
@@ -32,43 +31,6 @@ pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(9
 
 until = functools.partial(edge_support.until, patience_s=240.0)
 """What is emulated is slow, more so where others work."""
-
-
-class ControlPlane:
-    """The control plane as a device sees it: bundles and blobs over HTTP, and who asked for what."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.asked: list[str] = []
-        handler = functools.partial(_Handler, asked=self.asked, directory=str(folder))
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def offer(self, folder: Path) -> None:
-        """Lay out the bundle in `folder` as `/v1` does."""
-        target = self.folder / "v1" / "bundles" / folder.name
-        target.mkdir(parents=True)
-        shutil.copyfile(folder / bundles.MANIFEST, target / "manifest")
-        shutil.copyfile(folder / bundles.SIGNATURE, target / "signature")
-        shutil.copytree(folder / bundles.BLOBS, self.folder / "v1" / "blobs", dirs_exist_ok=True)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    def __init__(self, *arguments: object, asked: list[str], directory: str) -> None:
-        self._asked = asked
-        super().__init__(*arguments, directory=directory)  # type: ignore[arg-type]
-
-    def do_GET(self) -> None:
-        self._asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
 
 
 @pytest.fixture
