@@ -1,0 +1,177 @@
+"""Updates of a device on real Mosquitto: several models, going back by itself, kills at every write."""
+
+import io
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sluice.dev.processes import Process, Processes
+from sluice.wire import bundle as bundles
+from sluice.wire.manifest import Segment
+from tests.brokers.mosquitto import Mosquitto
+from tests.integration import fault_point
+from tests.integration.control_plane import ControlPlane
+from tests.integration.edge_support import (
+    Above,
+    MadeBundle,
+    User,
+    agent_settings,
+    broker_of,
+    make_bundle,
+    until,
+    write,
+)
+
+pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def device(unique: str) -> str:
+    return f"device-{unique}"
+
+
+@pytest.fixture
+def plane(tmp_path: Path, made: MadeBundle) -> Iterator[ControlPlane]:
+    plane = ControlPlane(tmp_path / "http")
+    plane.offer(made.folder)
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path / "logs") as processes:
+        yield processes
+
+
+@pytest.fixture
+def settings(made: MadeBundle, device: str, tmp_path: Path, plane: ControlPlane, mosquitto: Mosquitto) -> Any:
+    return agent_settings(made, device, tmp_path / "data", mosquitto, EDGE_CLOUD_URL=plane.url)
+
+
+def start(processes: Processes, settings: dict[str, str]) -> Process:
+    agent = processes.start("agent", ["edge-agent"], settings)
+    agent.wait_ready()
+    return agent
+
+
+def offered(made: MadeBundle, plane: ControlPlane, folder: Path, **point: Any) -> str:
+    """Another bundle at the control plane, with other fields in its operating point."""
+    digest = made.changed(folder, **point)
+    plane.offer(folder / digest)
+    return digest
+
+
+def never_exits(made: MadeBundle) -> dict[str, Any]:
+    (point,) = bundles.open_bundle(made.folder).manifest.operating_points
+    return {"policies": tuple(policy.model_copy(update={"threshold": 1.5}) for policy in point.policies)}
+
+
+def held(settings: dict[str, str]) -> set[str]:
+    """The bundles on the device."""
+    return {folder.name for folder in (Path(settings["EDGE_DATA"]) / "bundles").iterdir()}
+
+
+def runs(above: Above, revision: int, model: str = "columns") -> None:
+    until(lambda: above.runs(model).revision == revision and above.reported[-1].revision >= revision)
+
+
+def other_golden_samples(made: MadeBundle, folder: Path) -> tuple[str, Segment]:
+    """The bundle with fewer golden samples, under `folder`: its digest and its first segment."""
+    manifest = bundles.open_bundle(made.folder).manifest
+    first, *others = manifest.segments
+    with np.load(io.BytesIO(bundles.read_blob(made.folder / bundles.BLOBS, first.golden))) as arrays:
+        fewer = {name: arrays[name][:2] for name in arrays.files}
+    packed = io.BytesIO()
+    np.savez(packed, **fewer)
+    source = folder / "source"
+    shutil.copytree(made.folder, source)
+    first = first.model_copy(update={"golden": bundles.write_blob(source / bundles.BLOBS, packed.getvalue())})
+    (point,) = manifest.operating_points
+    return write(source, folder, manifest.model_copy(update={"segments": (first, *others)}), point, made.key), first
+
+
+def test_a_run_that_ends_the_agent_when_it_is_loaded_does_not_keep_it_down(
+    made: MadeBundle, device: str, processes: Processes, plane: ControlPlane, settings: Any, mosquitto: Mosquitto,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    bad = offered(made, plane, tmp_path / "made", **never_exits(made))
+    fault = {"PYTHONPATH": fault_point.place(tmp_path), "FAULT_FROM": bad, "FAULT_IN": "load_segments"}
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device, 1))
+        agent = start(processes, settings | fault)
+        runs(above, 1)
+        above.desire(made.desired(device, 2, bad))
+        ends = 0
+        while above.runs().error is None:
+            assert agent.child.wait(60) == -signal.SIGKILL
+            ends += 1
+            assert ends <= 3
+            agent.start()
+            until(lambda: not agent.running or above.runs().error)
+        user.measure(made.samples[made.easy[0]], "after")
+        until(lambda: "after" in user.finals())
+        assert ends == 3
+        assert "revision 2 refused: the agent ended 3 times" in str(above.runs().error)
+        until(lambda: above.reported[-1].revision == 2)
+        assert above.runs().bundle == made.digest and agent.running
+        until(lambda: held(settings) == {made.digest})
+        assert agent.stop() == 0
+
+
+def test_killed_at_any_write_of_an_update_it_answers_and_gets_there(
+    made: MadeBundle, device: str, processes: Processes, plane: ControlPlane, settings: Any, mosquitto: Mosquitto,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Each write in turn: files opened, made durable, renamed, transactions begun and ended."""
+    changed, first = other_golden_samples(made, tmp_path / "made")
+    plane.offer(tmp_path / "made" / changed)
+    data = Path(settings["EDGE_DATA"])
+    fault = {"PYTHONPATH": fault_point.place(tmp_path), "FAULT_FROM": changed}
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device, 1))
+        agent = start(processes, settings)
+        runs(above, 1)
+        assert agent.stop() == 0
+        shutil.copytree(data, tmp_path / "before")
+        above.desire(made.desired(device, 2, changed))
+        noted = tmp_path / "points"
+        agent = processes.start("noting", ["edge-agent"], settings | fault | {"FAULT_LOG": str(noted)})
+        runs(above, 2)
+        points = noted.read_text().splitlines()
+        assert agent.stop() == 0
+        kinds = {point.split()[1] for point in points}
+        assert {"open", "fsync", "rename", "sqlite"} <= kinds and len(points) > 15
+        names = " ".join(points)
+        blobs = [f"{blob.sha256}.part" for blob in (first.file, first.golden)]  # one is copied, one is fetched
+        assert all(name in names for name in (*blobs, bundles.MANIFEST, bundles.SIGNATURE))
+        last = max(i for i, point in enumerate(points) if "BEGIN" in point or "rename" in point) + 1
+        for at in range(1, min(last, 40) + 1):
+            shutil.rmtree(data)
+            shutil.copytree(tmp_path / "before", data)
+            above.reported.clear()
+            agent.settings = settings | fault | {"FAULT_AT": str(at)}
+            agent.start()
+            assert agent.child.wait(60) == -signal.SIGKILL, points[at - 1]
+            agent.settings = settings
+            agent.start()
+            user.measure(made.samples[made.easy[0]], f"at-{at}")
+            answer = until(lambda: user.finals().get(f"at-{at}"))  # noqa: B023 (called in this turn alone)
+            assert answer.bundle in (made.digest, changed), points[at - 1]
+            runs(above, 2)
+            assert above.runs().bundle == changed, points[at - 1]
+            assert agent.stop() == 0
+            left = [
+                str(path) for path in (data / "bundles").rglob("*") if path.name.startswith(".") or ".part" in path.name
+            ]
+            assert left == [], points[at - 1]
