@@ -40,7 +40,9 @@ def kafka() -> Iterator[Kafka]:
 
 @pytest.fixture
 def plane(kafka: Kafka, tmp_path: Path) -> Iterator[Running]:
-    settings = CloudSettings(data=tmp_path / "cloud", kafka=KafkaCluster(bootstrap=kafka.bootstrap), port=0)
+    settings = CloudSettings(
+        data=tmp_path / "cloud", kafka=KafkaCluster(bootstrap=kafka.bootstrap), port=0, topic_partitions=2
+    )
     with running(settings, tmp_path) as plane:
         yield plane
 
