@@ -86,7 +86,7 @@ class HttpDoor:
         Digest and signature are checked before the manifest is parsed, each blob before it gets its name; a blob that
         is there already and whole, or in one of the bundles `elsewhere`, is not fetched again. Raises `PermanentError`
         or `TemporaryError` (also when `give_up()` says so in the middle, and for a disk that is full); what was
-        fetched stays, half a blob as `<sha256>.part`, and the next call goes on from there.
+        fetched stays, half a blob as `<sha256>.part` (where there is room), and the next call goes on from there.
         """
         data = self.get_bytes(f"/v1/bundles/{digest}/manifest", MAX_MANIFEST_BYTES)
         signature = self.get_bytes(f"/v1/bundles/{digest}/signature", 1000).decode("ascii", "replace").strip()
@@ -100,6 +100,8 @@ class HttpDoor:
             write_atomically(folder / SIGNATURE, signature.encode())
             write_atomically(folder / MANIFEST, data)
         except OSError as error:
+            for part in (folder / BLOBS).glob("*.part"):  # others need the room meanwhile, the outbox above all
+                part.unlink(missing_ok=True)
             raise TemporaryError(f"bundle {digest[:12]}… cannot be kept: {error.strerror or error}", 5.0) from error
         return manifest
 

@@ -5,6 +5,7 @@ import queue
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ import edge_agent.updates
 from edge_agent.settings import EdgeSettings
 from edge_agent.updates import Fetched, Looked, Measured, Order, Prepared, Ready, Updater, Waits
 from sluice.stage.profile import GivenUp
-from sluice.wire.bundle import write_atomically
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.manifest import Blob
 from sluice.wire.profile import Profile
 from sluice.wire.state import Desired, Run
 from tests.small_disk import small_disk
@@ -39,10 +40,15 @@ def test_a_control_plane_that_is_away_is_waited_for(tmp_path: Path) -> None:
 def test_room_for_a_bundle_is_waited_for(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The running bundle goes on, and what was begun takes no room."""
 
-    def fetch(_door: Any, _digest: str, folder: Path, *_: Any, **__: Any) -> None:
-        write_atomically(folder / "blob", bytes(2_000_000))
+    def download(_door: Any, blob: Blob, part: Path, *_: Any) -> int:
+        part.write_bytes(bytes(blob.size))
+        return 0
 
-    monkeypatch.setattr("sluice.doors.http.HttpDoor.fetch_bundle", fetch)
+    manifest = SimpleNamespace(blobs=lambda _: [Blob(sha256=WANTED, size=2_000_000)])
+    monkeypatch.setattr("sluice.doors.http.HttpDoor.get_bytes", lambda *_: b"")
+    monkeypatch.setattr("sluice.doors.http.check_manifest", lambda *_: manifest)
+    monkeypatch.setattr("sluice.doors.http.HttpDoor._download", download)
+    monkeypatch.setattr("edge_agent.updates.loaded_by", lambda *_: range(1))
     settings = EdgeSettings(device_id="d", public_keys=[KEY], data=small_disk)
     reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
     updater = Updater(settings, reports.put)
