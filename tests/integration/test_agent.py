@@ -306,7 +306,8 @@ def test_check_says_what_is_there_and_what_is_wrong(
         assert agent.running and agent.stop() == 0
     assert "golden samples pass" in checked(settings)[1]["bundle"][1]
 
-    (next((data / "bundles" / made.digest / "blobs").iterdir())).write_bytes(b"flipped")
+    blob = bundles.open_bundle(made.folder).manifest.segments[0].file.sha256  # others are not the device's
+    (data / "bundles" / made.digest / bundles.BLOBS / blob).write_bytes(b"flipped")
     elsewhere = {"EDGE_SENSOR_BROKER__PORT": str(free_port())}
     code, found = checked(settings | elsewhere)
     assert code == 2 and not found["bundle"][0] and "damaged" in found["bundle"][1]
