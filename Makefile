@@ -8,6 +8,7 @@ SEED ?= 1
 FAULTS ?= 60
 SAMPLES ?= 50000
 DELIVERY ?= exactly-once
+RATE ?= 25
 
 .PHONY: away demo test chaos test-models test-device lint unit fuzz bench clean
 
@@ -30,7 +31,7 @@ test-device: $(VENV)/dev
 	$(BIN)/python -m pytest tests/device
 
 chaos: $(VENV)/dev
-	$(BIN)/python -m tests.e2e.chaos --seed $(SEED) --faults $(FAULTS) --samples $(SAMPLES) --delivery $(DELIVERY)
+	$(BIN)/python -m tests.e2e.chaos --seed $(SEED) --faults $(FAULTS) --samples $(SAMPLES) --delivery $(DELIVERY) --rate $(RATE)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -95,7 +95,10 @@ class Corruption:
             )
             for broker in ("uplink", "sensor-b")
         }
-        self._writer = KafkaWriter("corruption", path.system.brokers.kafka)
+        large = {
+            "message.max.bytes": 1_040_000
+        }  # as large as Kafka itself takes: the client would refuse what is broken
+        self._writer = KafkaWriter("corruption", path.system.brokers.kafka, options=large)
         self.quiet_partition = self._quiet_partition()
 
     def start(self) -> None:
