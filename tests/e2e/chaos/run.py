@@ -151,6 +151,7 @@ class Run:
             else:
                 verdict.breaks("nothing ends by itself", f"{crash.name} at {crash.at - self._begun:.0f} s")
         for growth in self.memory.growths():
+            verdict.counts["process lives with flat memory"] += growth.flat
             if not growth.flat:
                 verdict.breaks("memory stays flat", str(growth))
         for device in self.path.system.devices:
