@@ -20,6 +20,7 @@ from cloud.database import open_database, reading, wait_for_database, writing
 from cloud.projection import TOPICS, Rows, load_offsets, move_offset, write
 from cloud.settings import CloudSettings
 from cloud.topics import ensure_fixed_topics
+from sluice.daemon.guard import Guard
 from sluice.daemon.life import READY, Backoff
 from sluice.doors.kafka import BEGINNING, KafkaReader, KafkaWriter, Record, TopicPartition, dead_letter_headers
 from sluice.wire import metrics, names
@@ -32,6 +33,8 @@ POLL_S = 0.1
 COMMIT_EVERY_S = 1.0
 READ_AGAIN_S = 30.0
 """How long a held record may take to be read again before it is asked for once more."""
+STEP_MOST_S = 120.0
+"""A step that takes longer will not end: the process does, the next one goes on from the offsets in the database."""
 CUT_BYTES = 1000
 """What is kept of a dead letter that is too large to be written whole."""
 
@@ -40,13 +43,15 @@ def results_writer(settings: CloudSettings, stop: threading.Event) -> None:
     """Run until `stop`. The main loop: sessions, with a pause after one that ended in trouble."""
     engine = open_database(settings.database_url)
     backoff, ready, trouble = Backoff(), False, False
+    guard = Guard("results-writer", STEP_MOST_S)
     if not wait_for_database(engine, stop):
         return
     while not stop.is_set():
         try:
             with Session(settings, engine) as session:
                 while not stop.is_set():
-                    session.step()
+                    with guard:
+                        session.step()
                     if session.working and (trouble or not ready):
                         log.info("working again" if ready else READY)
                         ready, trouble = True, False

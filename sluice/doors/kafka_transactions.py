@@ -2,19 +2,17 @@
 
 librdkafka's calls are told how long to wait, and one of them may not return all the same:
 `send_offsets_to_transaction`, when the group's coordinator left the cluster's metadata for a while, as a broker does
-that is restarted (librdkafka issue 5511). Nobody can call it back, so a thread looks on, and a call that outlasts its
-transaction is a defect.
+that is restarted (librdkafka issue 5511). Nobody can call it back, so a call that outlasts its transaction ends the
+process (`sluice/daemon/guard.py`).
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Mapping
-from itertools import count
 
 import confluent_kafka as ck
 
+from sluice.daemon.guard import Guard
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, TopicPartition
 from sluice.wire.errors import TemporaryError
 
@@ -25,7 +23,6 @@ class TransactionFailedError(Exception):
 
 OVERTIME_S = 5.0
 """A call that does not return so long after the end of its transaction never will."""
-LOOK_S = 1.0
 
 
 class KafkaTransactions(KafkaWriter):
@@ -53,11 +50,7 @@ class KafkaTransactions(KafkaWriter):
         self._offsets_sent = False
         self._ending: tuple[list[ck.TopicPartition], object] | None = None
         """Offsets and group of a commit that was begun."""
-        self._numbers = count(1)
-        self._call = 0
-        """The number of the call under way; 0: none."""
-        looks = int((timeout_s + OVERTIME_S) / LOOK_S)
-        threading.Thread(target=self._look_on, args=(looks,), name=f"{name}-transactions", daemon=True).start()
+        self._guard = Guard(name, timeout_s + OVERTIME_S)
 
     def init(self) -> None:
         """Once, before the first `begin`."""
@@ -97,9 +90,9 @@ class KafkaTransactions(KafkaWriter):
         return super()._refusal(error, topic)
 
     def _do(self, call: Callable[..., object], *arguments: object) -> None:
-        self._call = next(self._numbers)
         try:
-            call(*arguments)
+            with self._guard:
+                call(*arguments)
         except ck.KafkaException as error:
             reason = error.args[0]
             if reason.fatal():
@@ -109,17 +102,3 @@ class KafkaTransactions(KafkaWriter):
             if reason.retriable() or reason.code() == ck.KafkaError._TIMED_OUT:
                 raise TemporaryError(f"{self.name}: transaction: {reason.str()}") from error
             raise RuntimeError(f"{self.name}: transaction: {reason.str()}") from error
-        finally:
-            self._call = 0
-
-    def _look_on(self, most: int) -> None:
-        """Raise `RuntimeError`, which ends a daemon, when a call is under way at more than `most` looks in a row.
-
-        Looks are counted and not the time, so that a process which was stopped for a while is not blamed for it.
-        """
-        seen, looks = 0, 0
-        while looks <= most:
-            time.sleep(LOOK_S)
-            looks = looks + 1 if self._call and self._call == seen else 0
-            seen = self._call
-        raise RuntimeError(f"{self.name}: a call to librdkafka does not return; only a new process helps")
