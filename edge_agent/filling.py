@@ -1,6 +1,6 @@
 """What stands in for values that are missing, and how readings come onto a grid in time: pure, NumPy throughout.
 
-Positions `x` are row numbers or seconds, rising; `values` is (n, channels), NaN where one is missing.
+Positions `x` are row numbers or nanoseconds, rising; `values` is (n, channels), NaN where one is missing.
 """
 
 from __future__ import annotations

@@ -263,14 +263,14 @@ class ByTime:
             return np.full((self._rows, 1), np.nan)
         first, stop = bisect_right(at, begin, start) - 1, min(bisect_left(at, end, start) + 1, len(at))
         gap = self._gap[sensor]
-        seconds = (np.asarray(at, np.int64) - begin) / 1e9
-        x = seconds[first:stop]
+        times = (np.asarray(at, np.int64) - begin).astype(np.float64)  # whole ns: seconds would miss a bound by a hair
+        x = times[first:stop]
         if not track.misses(track.first + first, track.first + stop):
             values = track.block(track.first + first, track.first + stop)
         elif how := self._fills:
             context = bisect_left(at, begin - self._back * gap, start)
             block = track.block(track.first + context, track.next)
-            filled, may_be = fill(seconds[context:], block, how, gap / 1e9)
+            filled, may_be = fill(times[context:], block, how, gap)
             mine = slice(first - context, stop - context)
             values = filled[mine]
             missing = np.isnan(values)
@@ -280,8 +280,7 @@ class ByTime:
             return np.full((self._rows, 1), np.nan)
         assert self.anchor is not None
         points = self.anchor - begin + np.rint((self.k + np.arange(self._rows)) * self._period).astype(np.int64)
-        grid = points / 1e9
-        column = onto_grid(grid, x, values, self.feed.resample)
+        column = onto_grid(points.astype(np.float64), x, values, self.feed.resample)
         column[points > at[stop - 1] - begin + gap] = np.nan
         return column
 

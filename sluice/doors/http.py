@@ -102,7 +102,8 @@ class HttpDoor:
         except OSError as error:
             for part in (folder / BLOBS).glob("*.part"):  # others need the room meanwhile, the outbox above all
                 part.unlink(missing_ok=True)
-            raise TemporaryError(f"bundle {digest[:12]}… cannot be kept: {error.strerror or error}", 5.0) from error
+            reason = f"bundle {digest[:12]}… cannot be kept in {folder}: {error.strerror or error}"
+            raise TemporaryError(reason, 5.0) from error
         return manifest
 
     def _fetch_blob(self, blob: Blob, folder: Path, give_up: Callable[[], bool]) -> None:

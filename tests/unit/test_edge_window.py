@@ -208,3 +208,14 @@ def test_windows_by_time(
     if missing == "interpolate":  # the last ones may wait for values that come after them
         wanted = wanted[: len(made)]
     assert same(made, wanted), (made, wanted)
+
+
+def test_a_value_exactly_as_far_back_as_it_may_be_is_held() -> None:
+    """60 ms at 50 Hz with a gap of three: as seconds in floating point it is a hair more."""
+    b = [(1, [NAN, NAN]), (11, [NAN, 0.0]), (26, [0.0, NAN]), (71, [NAN, NAN])]
+    series: Series = {"a": [(at, [1.0]) for at in range(1, 62)], "b": b}
+    sensors = {name: Sensor(time_path="t") for name in "ab"}
+    feed = Input(window=1, rate_hz=50, resample="linear", missing="hold", gap_most=3, wait_s=1e6)
+    made, _ = by_time(feed, sensors, series)
+    assert same(made, windows_in_time_by_definition(feed, sensors, series))
+    assert made[-1] == [[1.0, 0.0, 0.0]]

@@ -102,7 +102,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
 
     data = manifest().model_dump_json().encode()
     (tmp_path / "full").write_bytes(b"")
-    with pytest.raises(TemporaryError, match=r"full.* cannot be written"):
+    with pytest.raises(TemporaryError, match=r"cannot be kept in .*full"):
         There("http://127.0.0.1:9", None).fetch_bundle(sha256(data), tmp_path / "full", None, lambda _: range(0))
 
 
