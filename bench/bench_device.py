@@ -106,7 +106,7 @@ def running(bin_: Path, made: MadeBundle, mosquitto: Mosquitto, folder: Path, mo
         above.desire(made.desired(device))
         environment = {"PATH": os.environ["PATH"], **settings}
         process = subprocess.Popen(
-            [str(bin_ / "sluice"), "edge-agent"], env=environment, cwd=folder, stdout=log, stderr=log
+            [str(bin_ / "python"), "-P", "-m", "edge_agent"], env=environment, cwd=folder, stdout=log, stderr=log
         )
         try:
             until(lambda: above.runs().bundle == made.digest)

@@ -25,7 +25,7 @@ from edge_agent.running import Model, Models
 from edge_agent.settings import EdgeSettings
 from edge_agent.store import Store
 from edge_agent.updates import Report, Updater
-from sluice.daemon.life import READY
+from sluice.daemon.life import READY, run
 from sluice.daemon.watchdog import Watchdog
 from sluice.doors.mqtt import Incoming, MqttDoor
 from sluice.stage.segment import profile
@@ -41,7 +41,13 @@ log = logging.getLogger(__name__)
 
 LAZY_COMMIT_S = 0.3
 """Longest time that deletions wait for a transaction to go along with."""
+STOP_WITHIN_S = 5.0
 VERSION = version("sluice")
+
+
+def serve(settings: EdgeSettings) -> int:
+    """The daemon's life, from its start until it is told to stop; the exit code."""
+    return run("edge-agent", settings, lambda stop: Agent(settings).run(stop), stop_within_s=STOP_WITHIN_S)
 
 
 class Agent:

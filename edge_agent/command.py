@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from edge_agent.settings import EdgeSettings
 
-STOP_WITHIN_S = 5.0
-
 
 def edge_agent(
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
@@ -21,15 +19,14 @@ def edge_agent(
     as_json: Annotated[bool, typer.Option("--json", help="What --check found, for scripts.")] = False,
 ) -> None:
     """Run the agent on this device: sensor readings in, answers out."""
-    from edge_agent.agent import Agent
+    from edge_agent.agent import serve
     from edge_agent.settings import EdgeSettings
-    from sluice.daemon.life import run
     from sluice.daemon.settings import load
 
     settings = load(EdgeSettings, config)
     if check:
         raise typer.Exit(_check(settings, as_json))
-    raise typer.Exit(run("edge-agent", settings, lambda stop: Agent(settings).run(stop), stop_within_s=STOP_WITHIN_S))
+    raise typer.Exit(serve(settings))
 
 
 def _check(settings: EdgeSettings, as_json: bool) -> int:

@@ -1,7 +1,7 @@
 """Ed25519 signatures on manifests and desired state.
 
 A device trusts the public keys that it was provisioned with (two, for rotation) and obeys nothing else. Keys and
-signatures are written as base64.
+signatures are written as base64. What reads and writes keys' files is loaded with the first of them: a device has none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import AfterValidator
 
@@ -25,6 +24,8 @@ def load_or_make_key(path: Path) -> Ed25519PrivateKey:
 
     Raises `PermanentError` if the file is there but holds no Ed25519 key.
     """
+    from cryptography.hazmat.primitives import serialization
+
     if not path.exists():
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(
@@ -46,7 +47,7 @@ def load_or_make_key(path: Path) -> Ed25519PrivateKey:
 
 def public_text(key: Ed25519PrivateKey) -> str:
     """The public half as base64 text, as devices are provisioned with it."""
-    raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    raw = key.public_key().public_bytes_raw()
     return base64.b64encode(raw).decode()
 
 

@@ -342,6 +342,6 @@ def test_systemd_hears_that_it_is_ready_alive_and_stopping(
 def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
     unit = Path(__file__).parents[2] / "deploy" / "systemd" / "sluice-edge-agent.service"
     here = tmp_path / unit.name
-    here.write_text(unit.read_text().replace("/opt/sluice/bin/sluice", "/bin/true"))
+    here.write_text(unit.read_text().replace("/opt/sluice/bin/python", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", str(here)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
