@@ -212,6 +212,7 @@ class WholePath:
                 room.start()
                 continue
             self._again[name] = now + AGAIN_S
+            room.stop()  # it has ended: until its last words are in the log
             found.append(Crash(name, now, room.child.returncode, room.tail(2)[-400:]))
             self.died.setdefault(name, []).append(now)
         self.crashes += found
