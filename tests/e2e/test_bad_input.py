@@ -128,7 +128,7 @@ def test_a_sensor_that_sends_rubbish(whole: Whole, letters: Letters) -> None:
         (b"\xff\xfe", "not JSON"),
         (b'{"values": "many"}', "no numbers"),
         (b'{"values": [1, 2, 3]}', "3 values"),
-        (b'{"values": [1e999]}', "not finite"),
+        (b'{"values": [1e999]}', "infinite"),
         (b'{"values": [' + b"3," * 63 + b"999]}", "do not fit uint8"),
     ]:
         publish(whole, device, [(topic, payload)])
@@ -148,7 +148,7 @@ def test_a_sensor_that_sends_rubbish(whole: Whole, letters: Letters) -> None:
         (names.PREDICTIONS, "results-writer"),
         (names.DEVICES, "results-writer"),
         (names.CONTROL, "results-writer"),
-        (names.DESIRED, "gateway"),
+        (names.DESIRED, "results-writer"),
     ],
 )
 def test_rubbish_on_a_kafka_topic(whole: Whole, letters: Letters, topic: str, room: str) -> None:
