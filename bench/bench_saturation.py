@@ -241,7 +241,7 @@ def _bottleneck(shares: Mapping[str, float], machine: float) -> str:
     if ours >= FULL * cores:
         return f"bottleneck: the machine; all processes together take {ours:.1f} of {cores} cores, {name} most"
     if machine >= FULL * cores:
-        return f"bottleneck: others on this machine take {machine - ours:.1f} of {cores} cores; say nothing of this run"
+        return f"bottleneck: others on this machine take {machine - ours:.1f} of {cores} cores; this run says nothing"
     return f"bottleneck: none by CPU ({name} takes {share:.0%} of a core): something waits, perhaps for a disk"
 
 

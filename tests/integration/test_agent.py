@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,6 @@ from tests.integration.edge_support import (
     User,
     agent_settings,
     broker_of,
-    make_bundle,
     until,
 )
 from tests.unit.edge_stand_ins import KEY
@@ -34,27 +32,11 @@ from tests.unit.edge_stand_ins import KEY
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def device(unique: str) -> str:
-    return f"device-{unique}"
-
-
 @pytest.fixture
 def data(tmp_path: Path, made: MadeBundle) -> Path:
     """The agent's data folder with the bundle put into it by hand."""
     shutil.copytree(made.folder, tmp_path / "data" / "bundles" / made.digest)
     return tmp_path / "data"
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
 
 
 def start(processes: Processes, settings: dict[str, str]) -> Process:

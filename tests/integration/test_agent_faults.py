@@ -3,14 +3,13 @@
 import io
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sluice.dev.processes import Process, Processes
+from sluice.dev.processes import Processes
 from sluice.wire import bundle as bundles
 from sluice.wire.manifest import Segment
 from tests.brokers.mosquitto import Mosquitto
@@ -20,70 +19,13 @@ from tests.integration.edge_support import (
     Above,
     MadeBundle,
     User,
-    agent_settings,
     broker_of,
-    make_bundle,
     until,
     write,
 )
+from tests.integration.update_support import held, never_exits, offered, runs, start
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def device(unique: str) -> str:
-    return f"device-{unique}"
-
-
-@pytest.fixture
-def plane(tmp_path: Path, made: MadeBundle) -> Iterator[ControlPlane]:
-    plane = ControlPlane(tmp_path / "http")
-    plane.offer(made.folder)
-    yield plane
-    plane.close()
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
-
-
-@pytest.fixture
-def settings(made: MadeBundle, device: str, tmp_path: Path, plane: ControlPlane, mosquitto: Mosquitto) -> Any:
-    return agent_settings(made, device, tmp_path / "data", mosquitto, EDGE_CLOUD_URL=plane.url)
-
-
-def start(processes: Processes, settings: dict[str, str]) -> Process:
-    agent = processes.start("agent", ["edge-agent"], settings)
-    agent.wait_ready()
-    return agent
-
-
-def offered(made: MadeBundle, plane: ControlPlane, folder: Path, **point: Any) -> str:
-    """Another bundle at the control plane, with other fields in its operating point."""
-    digest = made.changed(folder, **point)
-    plane.offer(folder / digest)
-    return digest
-
-
-def never_exits(made: MadeBundle) -> dict[str, Any]:
-    (point,) = bundles.open_bundle(made.folder).manifest.operating_points
-    return {"policies": tuple(policy.model_copy(update={"threshold": 1.5}) for policy in point.policies)}
-
-
-def held(settings: dict[str, str]) -> set[str]:
-    """The bundles on the device."""
-    return {folder.name for folder in (Path(settings["EDGE_DATA"]) / "bundles").iterdir()}
-
-
-def runs(above: Above, revision: int, model: str = "columns") -> None:
-    until(lambda: above.runs(model).revision == revision and above.reported[-1].revision >= revision)
 
 
 def other_golden_samples(made: MadeBundle, folder: Path) -> tuple[str, Segment]:

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,27 +11,11 @@ import pytest
 
 from sluice.dev.processes import Processes
 from tests.brokers.mosquitto import Mosquitto
-from tests.integration.edge_support import Above, MadeBundle, User, agent_settings, broker_of, make_bundle, until
+from tests.integration.edge_support import Above, MadeBundle, User, agent_settings, broker_of, until
 from tests.small_disk import fill, small_disk
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
 __all__ = ["small_disk"]  # a fixture
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
-
-
-@pytest.fixture
-def device(unique: str) -> str:
-    return f"device-{unique}"
 
 
 def put_bundle(made: MadeBundle, data: Path) -> None:

@@ -18,7 +18,6 @@ from tests.integration.edge_support import (
     User,
     agent_settings,
     broker_of,
-    make_bundle,
     rss_kb,
     until,
 )
@@ -42,11 +41,6 @@ print(len(load_segments(bundle.folder, bundle.manifest, range(len(bundle.manifes
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a new environment with the extra `edge`."""
     return install(tmp_path_factory.mktemp("edge"), "--constraint", "constraints.txt", ".[edge]")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 def run(environment: Path, code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":

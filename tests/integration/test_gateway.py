@@ -51,12 +51,6 @@ def mosquitto() -> Iterator[Mosquitto]:
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
-
-
-@pytest.fixture
 def gateway(processes: Processes, mosquitto: Mosquitto, kafka: Kafka, unique: str) -> Gateway:
     gateway = Gateway(processes, mosquitto, kafka, unique)
     with Device(broker_of(mosquitto), f"early-{unique}") as early:

@@ -52,12 +52,6 @@ def mosquitto() -> Iterator[Mosquitto]:
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
-
-
-@pytest.fixture
 def device(mosquitto: Mosquitto, unique: str) -> Iterator[Device]:
     with Device(broker_of(mosquitto), f"device-{unique}") as device:
         yield device

@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -39,12 +38,6 @@ def kafka() -> Iterator[Kafka]:
 def mosquitto() -> Iterator[Mosquitto]:
     with Mosquitto() as server:
         yield server
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
 
 
 @pytest.fixture

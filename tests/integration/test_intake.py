@@ -7,7 +7,6 @@ One takes a grid in time of two sensors, JSON and CSV with missing values; the o
 
 import io
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from tests.integration.edge_support import (
     MadeBundle,
     agent_settings,
     broker_of,
-    make_bundle,
     until,
     write,
 )
@@ -137,17 +135,6 @@ def windows_of(above: Above, model: str, spec: TensorSpec) -> list[list[int]]:
             values = decode_tensor(outcome.tensors[0], spec).reshape(-1).tolist()
             assert by_seq.setdefault(outcome.seq, values) == values
     return [by_seq[seq] for seq in sorted(by_seq)]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
 
 
 @pytest.mark.parametrize("counting", ["avro", "raw"])

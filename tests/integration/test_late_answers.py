@@ -18,17 +18,12 @@ from sluice.wire.messages import Offload, Prediction
 from tests.brokers.kafka import Kafka
 from tests.brokers.mosquitto import Mosquitto
 from tests.integration.cloud_support import Running, running
-from tests.integration.edge_support import MadeBundle, User, agent_settings, broker_of, make_bundle, until
+from tests.integration.edge_support import MadeBundle, User, agent_settings, broker_of, until
 from tests.integration.test_gateway import committed, ends
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
 
 CLOUD = names.offload_topic("cloud", "columns")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> MadeBundle:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture
@@ -45,12 +40,6 @@ def plane(kafka: Kafka, tmp_path: Path) -> Iterator[Running]:
     )
     with running(settings, tmp_path) as plane:
         yield plane
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
 
 
 def test_answers_that_mosquitto_forgot_are_asked_for_and_told_once(

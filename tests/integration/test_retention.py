@@ -3,7 +3,6 @@
 import json
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -30,12 +29,6 @@ def kafka() -> Iterator[Kafka]:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Stage:
     return Stage(tmp_path_factory.mktemp("stage"), kafka)
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
 
 
 def remove(kafka: Kafka, topic: str, partition: int, before: int) -> None:

@@ -136,12 +136,6 @@ class Answers:
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    with Processes(tmp_path / "logs") as processes:
-        yield processes
-
-
-@pytest.fixture
 def answers(stage: Stage) -> Iterator[Answers]:
     found = Answers(stage)
     yield found
