@@ -1,6 +1,6 @@
 """Places for what the gateway has taken in and Kafka has not confirmed: bounded in messages and in bytes.
 
-The network thread waits in `take` for a place, which stops it from reading; so memory stays flat when Kafka is away
+The network threads wait in `take` for a place, which stops them from reading; so memory stays flat when Kafka is away
 and the broker, and behind it the devices, keep what is theirs.
 """
 
@@ -38,7 +38,7 @@ class Places:
         with self._freed:
             self.taken -= 1
             self.bytes -= size
-            self._freed.notify()
+            self._freed.notify_all()
 
     def close(self) -> None:
         """Nobody gets a place from now on, and nobody waits for one."""

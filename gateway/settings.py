@@ -26,6 +26,9 @@ class GatewaySettings(RoomSettings):
     """First level of all MQTT topics."""
     shared_group: str = "sluice-gateway"
     """Shared subscription of all gateways at this broker; empty: none, for a broker that has no such thing."""
+    outcomes_session_s: int = Field(default=10, ge=0)
+    """Seconds that the broker keeps outcomes for a gateway that is away (MQTT 5). A gateway that is gone for good would
+    be given its share of them until then; what is lost with the session has no receipt, and devices send it again."""
     answers_group: str = "sluice-gateway"
     """Kafka group that shares the answers among the gateways of one MQTT broker; another broker needs another one."""
     in_flight: int = Field(default=256, ge=1)

@@ -36,6 +36,7 @@ REST_S = 0.002
 hand over one by one spend more time on each other than on the messages."""
 LETTER_LEAST = 1000
 """Bytes that are left of a dead letter's data where Kafka takes no larger one."""
+_OUTCOMES = tuple(f"/{kind}" for kind in names.OUTCOME_KINDS)
 TOPICS_AGE_S = 1.0
 """Least time between two looks whether an unknown topic exists by now."""
 
@@ -74,15 +75,22 @@ class Up:
         self.writer = KafkaWriter(f"{settings.name}-up", settings.kafka, linger_ms=0)
         self.catalogue = KafkaReader(f"{settings.name}-topics", settings.kafka, f"sluice-{settings.name}-topics")
         share = f"$share/{settings.shared_group}/" if settings.shared_group else ""
-        shared = [(share + self.topics.every(k), 1) for k in (*names.OUTCOME_KINDS, names.LETTER_KIND)]
-        state = [(self.topics.every(kind), 1) for kind in names.STATE_KINDS]  # retained, which shares do not bring
         self.door = MqttDoor(
             "uplink",
-            settings.broker,
-            f"{settings.name}-up",
-            subscriptions=shared + state,
+            settings.broker.model_copy(update={"session_expiry_s": settings.outcomes_session_s}),
+            f"{settings.name}-outcomes",
+            subscriptions=[(share + self.topics.every(kind), 1) for kind in names.OUTCOME_KINDS],
             on_message=self._take_in,
         )
+        state = [(self.topics.every(kind), 1) for kind in names.STATE_KINDS]  # retained, which shares do not bring
+        self.state_door = MqttDoor(
+            "uplink state",
+            settings.broker,
+            f"{settings.name}-state",
+            subscriptions=[(share + self.topics.every(names.LETTER_KIND), 1), *state],
+            on_message=self._take_in,
+        )
+        """Dead letters and state have no receipt: their session is kept long."""
         self._came: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
         """Messages from the network thread; None: look at the fates of records."""
         self._fates: deque[tuple[Written, Exception | None]] = deque()
@@ -108,6 +116,7 @@ class Up:
         listener.start()
         self._wait_for_topics()
         self.door.start()
+        self.state_door.start()
         while not stop.is_set():
             carried = self._carry_all()
             self._settle()
@@ -121,6 +130,7 @@ class Up:
         self._settle()
         self._receipts.send(busy=False)
         self.door.stop()
+        self.state_door.stop()
         self.catalogue.close()
 
     def _listen(self) -> None:
@@ -315,7 +325,8 @@ class Up:
 
     def _confirmed(self, delivery: Delivery) -> None:
         """All of a message is in Kafka: the broker may forget it, the device gets its receipts."""
-        self.door.ack(delivery.incoming)
+        door = self.door if delivery.incoming.topic.endswith(_OUTCOMES) else self.state_door
+        door.ack(delivery.incoming)
         self._places.free(len(delivery.incoming.payload))
         self._slowest_s = max(self._slowest_s, time.monotonic() - delivery.since)
         for device, epoch, seq in delivery.receipts:

@@ -105,7 +105,7 @@ class Way:
         self.up.catalogue.close()
         self.up.writer = cast(Any, self.kafka)
         self.up.catalogue = cast(Any, self.kafka)
-        self.up.door = cast(Any, self.door)
+        self.up.door = self.up.state_door = cast(Any, self.door)
         self.kafka.settle = self.up._settle
         self.mid = 0
 
