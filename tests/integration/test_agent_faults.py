@@ -1,4 +1,4 @@
-"""Updates of a device on real Mosquitto: several models, going back by itself, kills at every write."""
+"""Updates cut short on real Mosquitto: killed at every write, or ended by what they bring, the device answers."""
 
 import io
 import shutil

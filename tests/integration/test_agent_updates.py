@@ -1,4 +1,4 @@
-"""Updates of a device on real Mosquitto: several models, going back by itself, kills at every write."""
+"""Updates of a device on real Mosquitto: several models, going back by itself. Cut short: `test_agent_faults.py`."""
 
 from pathlib import Path
 from typing import Any
