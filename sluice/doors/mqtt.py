@@ -18,12 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import BaseModel, ConfigDict, Field
 
+from sluice.doors.mqtt_socket import BufferedSocket
 from sluice.wire import metrics
 from sluice.wire.errors import TemporaryError
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT = 100
 """QoS 1 messages under way at once; more was no faster."""
+MESSAGES = 16
+"""Most that are handled in a row."""
 
 
 class MqttBroker(BaseModel):
@@ -70,10 +73,24 @@ class Incoming:
     arrived_ns: int = field(default_factory=time.monotonic_ns, compare=False)
 
 
-def _send_at_once(_client: paho.Client, _userdata: object, sock: object) -> None:
-    """Without this an acknowledgement and the next message wait for each other, 40 ms at a time (Nagle)."""
-    if isinstance(sock, socket.socket):
+class _Client(paho.Client):
+    """paho's client, but that it reads in large pieces and sends at once."""
+
+    def _create_socket(self) -> BufferedSocket:
+        sock = super()._create_socket()
+        assert isinstance(sock, socket.socket)  # neither proxies nor WebSockets are offered
+        # else an acknowledgement and the next message wait for each other, 40 ms at a time (Nagle)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return BufferedSocket(sock)
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """What was read at once is handled at once, `MESSAGES` of it before paho looks what there is to send."""
+        for _ in range(MESSAGES):
+            rc = super().loop_read(max_packets)
+            sock = self.socket()
+            if rc or not isinstance(sock, BufferedSocket) or not sock.pending():
+                break
+        return rc
 
 
 def _any_of(filters: Sequence[str]) -> Callable[[str], object]:
@@ -118,7 +135,7 @@ class MqttDoor:
         self._told_down = False
         five = broker.version == 5
         self._clean = not keep_session
-        self._client = paho.Client(
+        self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             clean_session=None if five else self._clean,
@@ -139,7 +156,6 @@ class MqttDoor:
         client.max_inflight_messages_set(IN_FLIGHT)
         # paho says int, and only adds and compares
         client.reconnect_delay_set(random.uniform(0.2, 0.6), random.uniform(3.0, 6.0))  # type: ignore[arg-type]
-        client.on_socket_open = _send_at_once
         client.on_connect = self._connected
         client.on_connect_fail = self._connect_failed
         client.on_disconnect = self._disconnected

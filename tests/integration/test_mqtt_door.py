@@ -1,0 +1,125 @@
+"""The door to MQTT on a real Mosquitto: whole messages in order, whatever the protocol, the sizes and the transport."""
+
+import datetime
+import ipaddress
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from sluice.doors.mqtt import Incoming, MqttBroker, MqttDoor
+from sluice.doors.mqtt_socket import AHEAD
+from tests.brokers.mosquitto import Mosquitto
+from tests.brokers.process import HOST, free_port
+from tests.integration.edge_support import until
+
+pytestmark = pytest.mark.brokers
+
+SIZES = (0, 1, 100, 127, 128, 1024, 16_383, 16_384, AHEAD - 1, AHEAD, 2 * AHEAD + 1, 500_000)
+
+
+class TlsMosquitto(Mosquitto):
+    """It listens on one more port, with TLS and a certificate of its own making, which is its authority too."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.tls_port = free_port()
+        self.certificate, key_file = self.folder / "certificate.pem", self.folder / "key.pem"
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        form = serialization.PrivateFormat.PKCS8
+        nothing = serialization.NoEncryption()
+        key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, nothing))
+        listener = f"listener {self.tls_port} {HOST}\ncertfile {self.certificate}\nkeyfile {key_file}\n"
+        self.config.write_text(self.config.read_text() + listener)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsMosquitto]:
+    with TlsMosquitto(tmp_path_factory.mktemp("tls")) as server:
+        yield server
+
+
+@pytest.fixture(params=["MQTT 5", "MQTT 3.1.1", "TLS"])
+def broker(request: pytest.FixtureRequest, tls: TlsMosquitto) -> MqttBroker:
+    if request.param == "TLS":
+        return MqttBroker(host=tls.host, port=tls.tls_port, tls_ca=str(tls.certificate))
+    return MqttBroker(host=tls.host, port=tls.port, version=3 if request.param == "MQTT 3.1.1" else 5)
+
+
+@pytest.fixture
+def client(broker: MqttBroker, unique: str) -> Iterator[Callable[..., MqttDoor]]:
+    """Makes a door and waits until it is up; all are stopped in the end."""
+    doors: list[MqttDoor] = []
+
+    def make(name: str, **more: object) -> MqttDoor:
+        door = MqttDoor(name, broker, f"{name}-{unique}", keep_session=False, **more)  # type: ignore[arg-type]
+        doors.append(door)
+        door.start()
+        assert door.up.wait(60)
+        return door
+
+    yield make
+    for door in doors:
+        door.stop()
+
+
+def test_whole_and_in_order(client: Callable[..., MqttDoor], unique: str) -> None:
+    came: list[bytes] = []
+
+    def hear(message: Incoming) -> None:
+        came.append(message.payload)
+        receiver.ack(message)
+
+    receiver = client("receiver", subscriptions=[(f"{unique}/#", 1)], on_message=hear)
+    taken: list[int] = []
+    sender = client("sender", on_published=taken.append)
+    payloads = [random.randbytes(random.choice(SIZES)) for _ in range(200)]
+    sender.publish(f"{unique}/ready", b"ready")
+    until(lambda: came == [b"ready"])  # its subscription stands
+    for number, payload in enumerate(payloads):
+        sender.publish(f"{unique}/{number % 3}", payload)
+    until(lambda: len(came) > len(payloads))
+    assert came[1:] == payloads
+    until(lambda: len(taken) == len(came))
+
+
+def test_who_is_not_ready_is_not_flooded(client: Callable[..., MqttDoor], unique: str) -> None:
+    """While `on_message` waits nothing is handed over, and what follows comes whole when it goes on."""
+    came: list[bytes] = []
+    may = threading.Event()
+
+    def hear(message: Incoming) -> None:
+        came.append(message.payload)
+        receiver.ack(message)
+        if len(came) > 1:
+            assert may.wait(60)
+
+    receiver = client("receiver", subscriptions=[(f"{unique}/#", 1)], on_message=hear)
+    taken: list[int] = []
+    sender = client("sender", on_published=taken.append)
+    sender.publish(f"{unique}/ready", b"ready")
+    until(lambda: came == [b"ready"])
+    payloads = [random.randbytes(1024) for _ in range(500)]
+    for payload in payloads:
+        sender.publish(f"{unique}/many", payload)
+    until(lambda: len(taken) == 501)  # the broker has them all
+    assert came == [b"ready", payloads[0]]
+    may.set()
+    until(lambda: len(came) > len(payloads))
+    assert came[1:] == payloads
