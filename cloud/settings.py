@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 
 from sluice.daemon.settings import RoomSettings
 from sluice.doors.kafka import KafkaCluster
@@ -16,7 +15,7 @@ MB = 1_000_000
 class CloudSettings(RoomSettings):
     """What the service and the results writer need to know of their surroundings."""
 
-    model_config = SettingsConfigDict(env_prefix="CLOUD_", env_nested_delimiter="__")
+    env_prefix = "CLOUD_"
 
     host: str = "127.0.0.1"
     """Address that the REST service listens on."""

@@ -67,7 +67,7 @@ class Setting:
 
 def settings_of(room: type[RoomSettings]) -> list[Setting]:
     """All settings of a room, those of nested models too, in the order of the class."""
-    return list(_walk(room, str(room.model_config.get("env_prefix", "")).upper(), None))
+    return list(_walk(room, room.env_prefix, None))
 
 
 def _walk(model: type[BaseModel], prefix: str, instead: BaseModel | None) -> Iterator[Setting]:

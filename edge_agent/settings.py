@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge_agent.sensing import Input, Sensor, check_sensing
-from sluice.daemon.settings import RoomSettings, SettingsConfigDict
+from sluice.daemon.settings import RoomSettings
 from sluice.doors.mqtt import MqttBroker
 from sluice.wire.errors import PermanentError
 from sluice.wire.messages import MAX_MESSAGE_BYTES
@@ -40,7 +40,7 @@ class PredictionsUp(BaseModel):
 class EdgeSettings(RoomSettings):
     """The agent on a device."""
 
-    model_config = SettingsConfigDict(env_prefix="EDGE_", env_nested_delimiter="__")
+    env_prefix = "EDGE_"
 
     device_id: Name
     """Name of the device, as registered with the control plane."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sluice.daemon.settings import RoomSettings, SettingsConfigDict
+from sluice.daemon.settings import RoomSettings
 from sluice.doors.kafka import KafkaCluster
 from sluice.doors.mqtt import MqttBroker
 from sluice.wire.messages import MAX_MESSAGE_BYTES
@@ -14,7 +14,7 @@ from sluice.wire.names import Name
 class GatewaySettings(RoomSettings):
     """A gateway between one MQTT broker and one Kafka cluster."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_nested_delimiter="__")
+    env_prefix = "GATEWAY_"
 
     name: Name = "gateway"
     """Name of this gateway; each one at a broker needs its own, because it names its MQTT session."""

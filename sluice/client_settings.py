@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic_settings import SettingsConfigDict
-
 from sluice.daemon.settings import RoomSettings
 
 
 class ClientSettings(RoomSettings):
     """Where the control plane is, and the right to use it."""
 
-    model_config = SettingsConfigDict(env_prefix="SLUICE_")
+    env_prefix = "SLUICE_"
 
     url: str = "http://127.0.0.1:8080"
     """Where the control plane is."""

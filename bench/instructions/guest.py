@@ -151,8 +151,9 @@ def agent() -> None:
     mqtt.MqttDoor = Door  # type: ignore[assignment,misc]
     from edge_agent.agent import Agent
     from edge_agent.settings import EdgeSettings
+    from sluice.daemon.settings import load
 
-    Agent(EdgeSettings()).run(WORLD.stop)
+    Agent(load(EdgeSettings)).run(WORLD.stop)
 
 
 if __name__ == "__main__":

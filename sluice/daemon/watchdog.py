@@ -6,28 +6,20 @@ Without systemd, or without `WatchdogSec` in the unit, nothing is said.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 
-from pydantic_settings import BaseSettings
-
 log = logging.getLogger(__name__)
-
-
-class _Supervisor(BaseSettings):
-    """What systemd tells a service that it starts, in variables of these names."""
-
-    notify_socket: str = ""
-    watchdog_usec: int = 0
 
 
 class Watchdog:
     """Says `alive` at most as often as it takes: three times in the time after which systemd would kill."""
 
     def __init__(self) -> None:
-        told = _Supervisor()
-        self._path = "\0" + told.notify_socket[1:] if told.notify_socket.startswith("@") else told.notify_socket
-        self._every_s = told.watchdog_usec / 3e6
+        path = os.environ.get("NOTIFY_SOCKET", "")
+        self._path = "\0" + path[1:] if path.startswith("@") else path
+        self._every_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 3e6
         self._next = 0.0
 
     def ready(self) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sluice.daemon.settings import RoomSettings, SettingsConfigDict
+from sluice.daemon.settings import RoomSettings
 from sluice.doors.kafka import KafkaCluster
 from sluice.wire.messages import MAX_MESSAGE_BYTES
 from sluice.wire.signing import PublicKey
@@ -16,7 +16,7 @@ from sluice.wire.signing import PublicKey
 class StageSettings(RoomSettings):
     """A fog or cloud stage."""
 
-    model_config = SettingsConfigDict(env_prefix="STAGE_", env_nested_delimiter="__")
+    env_prefix = "STAGE_"
 
     tier: Literal["fog", "cloud"]
     """The tier whose offloads this stage works on."""

@@ -5,19 +5,25 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from sluice.daemon.settings import RoomSettings, SettingsConfigDict, load
+from sluice.daemon.settings import RoomSettings, load
 from sluice.wire.errors import PermanentError
 
 
-class Broker(BaseModel):
+class Broker(BaseModel, extra="forbid"):
     host: str = "localhost"
     port: int = Field(default=1883, ge=1)
+
+
+class Stall(BaseModel):
+    animal: str = "cow"
+    paths: str | list[str] = "straw"
+    feeds: dict[str, list[int]] = {}
 
 
 class BarnSettings(RoomSettings):
     """A room that is made up."""
 
-    model_config = SettingsConfigDict(env_prefix="BARN_", env_nested_delimiter="__")
+    env_prefix = "BARN_"
 
     animal: str = "cow"
     """Who lives there."""
@@ -27,6 +33,12 @@ class BarnSettings(RoomSettings):
     """What they eat."""
     broker: Broker = Broker()
     """Whom they talk to."""
+    other: Broker | None = None
+    """Whom else."""
+    by_name: dict[str, Stall] = Field(default={})
+    """Stalls with names."""
+    word: str | None = None
+    """A secret."""
 
 
 @pytest.fixture
@@ -47,6 +59,54 @@ def test_file_below_environment_below_command_line(file: Path, monkeypatch: pyte
     assert settings.broker == Broker(host="environment", port=5), "one half each"
     settings = load(BarnSettings, file, animal="sheep", stalls=None)
     assert (settings.animal, settings.stalls) == ("sheep", 5), "None was not said"
+
+
+def test_tables_in_the_environment_name_by_name_or_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text('[by_name.left]\nanimal = "horse"\n[by_name.right]\nanimal = "pig"\n')
+    monkeypatch.setenv("BARN_BY_NAME__left__PATHS", '["a", "b"]')
+    monkeypatch.setenv("BARN_BY_NAME__mid-1__PATHS", "a.b")
+    monkeypatch.setenv("BARN_BY_NAME__MID-1__FEEDS__HAY", "[1, 2]")
+    monkeypatch.setenv("BARN_OTHER__PORT", "5")
+    monkeypatch.setenv("BARN_BROKER__PORT", "6")
+    monkeypatch.setenv("BARN_BROKER", '{"host": "whole", "port": 7}')
+    settings = load(BarnSettings, file)
+    assert settings.by_name == {
+        "left": Stall(animal="horse", paths=["a", "b"]),
+        "right": Stall(animal="pig"),
+        "mid-1": Stall(paths="a.b", feeds={"hay": [1, 2]}),
+    }
+    assert settings.other == Broker(port=5)
+    assert settings.broker == Broker(host="whole", port=6), "the single value is the more precise word"
+    monkeypatch.delenv("BARN_OTHER__PORT")
+    monkeypatch.setenv("BARN_OTHER", "null")
+    assert load(BarnSettings, file).other is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "{}", "[1", "7", "null", "", "hunter2", '"quoted"'])
+def test_text_stays_as_it_is_written(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("BARN_WORD", text)
+    assert load(BarnSettings).word == text
+    monkeypatch.setenv("BARN_BY_NAME__LEFT__PATHS", text)
+    (stall,) = load(BarnSettings).by_name.values() if text != "{}" else [Stall(paths=text)]
+    assert stall.paths == ([] if text == "[]" else text)
+
+
+def test_names_that_are_no_settings_are_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may use the prefix, too: `SLUICE_…` and `EDGE_…` are words of everyday use."""
+    for name in ("BARN_COLOUR", "BARN_ANIMALS__X", "BARN_ANIMAL__X", "BARN", "BARN_", "ANIMAL", "LOG_LEVEL"):
+        monkeypatch.setenv(name, "loud")
+    assert load(BarnSettings) == BarnSettings()
+
+
+def test_capitals_make_no_difference_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("barn_Animal", "goat")
+    assert load(BarnSettings).animal == "goat"
+
+
+def test_the_command_line_is_laid_over_single_names_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARN_BROKER__PORT", "6")
+    assert load(BarnSettings, broker={"host": "given"}).broker == Broker(host="given", port=6)
+    assert load(BarnSettings, broker=Broker(host="given")).broker == Broker(host="given")
 
 
 def test_one_files_values_are_not_the_next_ones(file: Path) -> None:
@@ -89,15 +149,21 @@ def test_a_wrong_value_in_the_file_is_named(file: Path, text: str, named: str) -
     [
         ("BARN_STALLS", "many", "BARN_stalls"),
         ("BARN_BROKER__PORT", "0", "BARN_broker.port"),
-        ("BARN_FOODS", "hay", '"foods"'),
-        ("BARN_BROKER", "{", '"broker"'),
+        ("BARN_BROKER__PROT", "1", "BARN_broker.prot: Extra inputs are not permitted"),
+        ("BARN_BY_NAME__LEFT", "text", "BARN_BY_NAME__LEFT: lists and tables are JSON"),
+        ("BARN_BY_NAME__LEFT__FEEDS__HAY", "1,2", "BARN_BY_NAME__LEFT__FEEDS__HAY: lists and tables are JSON"),
+        ("BARN_BY_NAME__LEFT__PATHS", "[1]", "BARN_by_name.left.paths"),
+        ("BARN_FOODS", "hay", "BARN_FOODS: lists and tables are JSON"),
+        ("BARN_FOODS", "", "BARN_FOODS: lists and tables are JSON"),
+        ("BARN_FOODS", "7", "BARN_foods: "),
+        ("BARN_BROKER", "{", "BARN_BROKER: lists and tables are JSON"),
     ],
 )
 def test_a_wrong_value_in_the_environment_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, named: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert named in refusal(None)
+    assert refusal(None).startswith(f"setting {named}")
 
 
 def test_a_wrong_value_on_the_command_line_is_named() -> None:
@@ -111,8 +177,9 @@ def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
 
 
 def test_a_secret_is_not_repeated_in_the_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BARN_STALLS", "hunter2")
-    assert "hunter2" not in refusal(None)
+    for name in ("BARN_STALLS", "BARN_FOODS"):
+        monkeypatch.setenv(name, "hunter2")
+        assert "hunter2" not in refusal(None)
 
 
 def test_a_level_may_be_written_small() -> None:
