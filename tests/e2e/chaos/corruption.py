@@ -76,6 +76,8 @@ class Corruption:
     def __init__(self, path: WholePath) -> None:
         self.path = path
         self.sent: list[Sent] = []
+        self._own: set[bytes] = set()
+        """How what is sent begins: noted before it is sent, since it may be heard before the broker acknowledges it."""
         self._real: dict[tuple[str, str], bytes] = {}
         """The last message of each (device, kind)."""
         self._taken: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -131,6 +133,7 @@ class Corruption:
         door = self._doors[broker]
         if not door.up.wait(WAIT_S):
             raise TemporaryError(f"{broker} does not come back")
+        self._own.add(payload[:KEPT_BYTES])
         mid = door.publish(topic, payload)
         while self._taken.get(timeout=WAIT_S) != mid:
             pass  # an earlier one
@@ -156,7 +159,7 @@ class Corruption:
 
     def _listen(self, incoming: Incoming) -> None:
         device, kind = self.topics.split(incoming.topic)
-        if len(incoming.payload) < 5000 and not any(incoming.payload.startswith(one.begins) for one in self.sent):
+        if len(incoming.payload) < 5000 and incoming.payload[:KEPT_BYTES] not in self._own:
             with self._heard:
                 self._real[device, kind] = incoming.payload
                 self._heard.notify_all()

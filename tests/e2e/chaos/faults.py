@@ -8,6 +8,7 @@ that were shown, so that a seed can be run again.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -110,6 +111,7 @@ def _broker_restart(run: Run, planned: Planned) -> Course:
 def _cut(run: Run, planned: Planned) -> Course:
     """All connections end, new ones are refused."""
     run.path.links.by_name[planned.target].cut()
+    run.path.cut.setdefault(planned.target, []).append(time.monotonic())
     yield
     run.path.links.by_name[planned.target].mend()
 

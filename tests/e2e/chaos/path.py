@@ -68,6 +68,8 @@ class WholePath:
         """Kinds of faults that this machine cannot have, and why."""
         self.died: dict[str, list[float]] = {}
         """When (monotonic seconds) each part was killed or ended by itself."""
+        self.cut: dict[str, list[float]] = {}
+        """When each link was cut."""
         self.crashes: list[Crash] = []
         self.disks: dict[str, Path] = {}
         self.clocks: Clocks | None = None
@@ -227,6 +229,10 @@ class WholePath:
     def died_between(self, name: str, begin: float, end: float) -> bool:
         """Whether it was killed or ended by itself in that time (monotonic seconds)."""
         return any(begin <= moment <= end for moment in self.died.get(name, ()))
+
+    def cut_between(self, link: str, begin: float, end: float) -> bool:
+        """Whether the link was cut in that time (monotonic seconds)."""
+        return any(begin <= moment <= end for moment in self.cut.get(link, ()))
 
     # Disks and clocks
 

@@ -1,9 +1,10 @@
 """The verdict on a run: what was promised, counted from the outside. What breaks a promise becomes a line.
 
 Some repeats are not promised away, and are counted by their cause: a broker that was killed delivers to an observer
-what it had delivered; a device that was killed between telling and noting it tells again; a device or gateway that
-did not hear of a receipt sends again, which makes one more record. What a stage makes of its records is held against
-what it was given, sample by sample.
+what it had delivered; a device that was killed between telling and noting it tells again, and so does one whose link
+to its sensor broker was cut before the broker's acknowledgement came (QoS 1); a device or gateway that did not hear of
+a receipt sends again, which makes one more record. What a stage makes of its records is held against what it was given,
+sample by sample.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ def _at_observers(
                 verdict.counts["delivered again by a broker"] += 1
             elif same and path.died_between(shown.device, first.at - 1, other.at):
                 verdict.counts["told again by a killed device"] += 1
+            elif same and path.cut_between(f"{shown.device}~{broker}", first.at - 1, other.at):
+                verdict.counts["told again after a cut"] += 1
             else:
                 verdict.counts["repeated"] += 1
                 kind = "the same" if same else "another"
