@@ -74,7 +74,7 @@ class Agent:
             settings.uplink,
             f"{device}-uplink",
             subscriptions=[(topics.of(device, kind), 1) for kind in ("receipt", "inbox", "desired")],
-            on_message=self.mail.put,
+            on_message=self._from_uplink,
             on_up=lambda: self.mail.put("up"),
             will=(topics.of(device, "status"), self._status("offline")),
         )
@@ -101,7 +101,8 @@ class Agent:
         while not stop.is_set():
             self.watchdog.alive()
             timeout = min(self.outbox.next_due() - time.monotonic(), self._until_commit())
-            for event in self.mail.take(timeout, or_reading=self.models.any_runs):
+            runs, stuck = self.models.any_runs, self.outbox.waits_for_notices
+            for event in self.mail.take(timeout, or_reading=runs, or_lazy=stuck):
                 self._handle(event)
             if self.models.any_runs:
                 self._infer(self.mail.take_readings(self.settings.batch_most))
@@ -147,8 +148,14 @@ class Agent:
             self.reports.last_error, self.reports.due = None, True
         self._committed = time.monotonic()
 
+    def _from_uplink(self, incoming: Incoming) -> None:
+        """A message from above arrives, in the thread of that broker's client."""
+        self.mail.put(incoming, lazily=incoming.topic.endswith("/receipt"))
+
     def _infer(self, readings: list[Incoming]) -> None:
         """From readings to outcomes, in the outbox: the samples of each model are a batch."""
+        if not readings:
+            return
         inputs, works = self.models.inputs(), dict[str, list[Work]]()
         for incoming in readings:
             self._to_ack.append(incoming)
@@ -290,7 +297,7 @@ class Agent:
 
     def _report(self) -> None:
         """Say what runs and how it goes, if it is time to."""
-        self.reports.after_commit(self._reported, {**self.outbox.counters, **self.intake.counters})
+        self.reports.after_commit(self._reported, lambda: {**self.outbox.counters, **self.intake.counters})
 
     def _reported(self, counters: dict[str, int]) -> Reported:
         return Reported(

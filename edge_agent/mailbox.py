@@ -3,6 +3,9 @@
 Readings and messages from above are bounded: at the bound the thread that brings them waits, which stops reading from
 its broker. Notices that a publication was taken are not bounded here, since there is one for each publication and the
 thread that brings them must never wait for the main loop, which may be publishing.
+
+A turn of the main loop costs something, so notices and receipts, on which mostly nothing hangs, do not cause one: they
+are there when something else does, or are many.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from dataclasses import dataclass
 from sluice.doors.mqtt import Incoming
 
 EVENTS_MOST = 10_000
+LAZY_MOST = 10
+"""Events that nobody is in a hurry for; as many as these are taken at once all the same. Brokers send only so many
+receipts unacknowledged (Mosquitto: 20)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,9 @@ class Mailbox:
         self._events: deque[object] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._urgent = False
+        """There is an event for which the main loop is to wake up."""
+        self._any_is_urgent = False
 
     def close(self) -> None:
         """Let go whoever waits; what is put from now on is thrown away, unacknowledged."""
@@ -47,32 +56,39 @@ class Mailbox:
             self._readings.append(reading)
             self._changed.notify_all()
 
-    def put(self, event: object) -> None:
-        """Any other event; waits while there are too many."""
+    def put(self, event: object, *, lazily: bool = False) -> None:
+        """Any other event; waits while there are too many. `lazily`: it may wait for the next turn."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._events) < EVENTS_MOST)
-            self._events.append(event)
-            self._changed.notify_all()
+            self._add(event, lazily=lazily)
 
     def put_published(self, mid: int) -> None:
         """The sensor broker has taken a publication; never waits."""
         with self._changed:
-            self._events.append(mid)
-            self._changed.notify_all()
+            self._add(mid, lazily=True)
 
     def put_refused(self, mid: int, reason: str) -> None:
         """The sensor broker does not want a publication; never waits."""
         with self._changed:
-            self._events.append(Refused(mid, reason))
+            self._add(Refused(mid, reason))
+
+    def _add(self, event: object, *, lazily: bool = False) -> None:
+        self._events.append(event)
+        if not lazily or self._any_is_urgent or len(self._events) >= LAZY_MOST:
+            self._urgent = True
             self._changed.notify_all()
 
-    def take(self, timeout_s: float, *, or_reading: bool) -> list[object]:
-        """All events; waits up to `timeout_s` for an event, or for a reading if those can be used now."""
+    def take(self, timeout_s: float, *, or_reading: bool, or_lazy: bool = False) -> list[object]:
+        """All events; waits up to `timeout_s` for one that may not wait, or for any with `or_lazy`, or for a reading if
+        those can be used now."""
         with self._changed:
             if timeout_s > 0:
-                self._changed.wait_for(lambda: self._events or (or_reading and self._readings), timeout_s)
+                self._any_is_urgent = or_lazy
+                self._urgent |= or_lazy and bool(self._events)
+                self._changed.wait_for(lambda: self._urgent or (or_reading and self._readings), timeout_s)
             events = list(self._events)
             self._events.clear()
+            self._urgent = False
             self._changed.notify_all()
         return events
 

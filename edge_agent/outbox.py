@@ -39,6 +39,8 @@ TELLING_MOST = 1000
 PATIENCE_MOST = 6
 """Times `receipt_timeout_s` after which an outcome is sent again at the latest. While Kafka is away a gateway gives no
 receipts, and what is sent again meanwhile only waits at the broker, to come to Kafka as repeats."""
+TTL_GRAIN_MS = 10
+"""A wait that is shorter is not written into an offload, which would have to be decoded and encoded for it."""
 ACKS_MOST = 32
 """Answers from above that wait to be acknowledged until the store is durable; at this number it is made so at once."""
 
@@ -86,7 +88,8 @@ class Outbox:
         self._timeouts: deque[tuple[float, int]] = deque()
         self._expiries: deque[tuple[float, int]] = deque()
         self._late = Late(settings.ask_after_s)
-        self._to_tell: deque[Prediction] = deque()
+        self._to_tell: deque[tuple[Prediction, bytes]] = deque()
+        """Answers, and as they are encoded."""
         self._telling: dict[int, int | None] = {}
         """Message id: the sample whose final answer it is."""
         self._from_above: dict[int, list[Incoming]] = {}
@@ -94,6 +97,8 @@ class Outbox:
         self._to_ack: deque[tuple[int, Incoming]] = deque()
         """(number of commits when its sample left, message from above): acknowledged after one more."""
         self._load()
+        metrics.EDGE_OUTBOX.set_function(lambda: len(self._entries))
+        metrics.EDGE_OUTBOX_BYTES.set_function(lambda: self.bytes)
 
     def _load(self) -> None:
         """Take up what an earlier run left: what may not have been told or receipted is told and sent again."""
@@ -112,7 +117,7 @@ class Outbox:
             elif waits:
                 self._late.add([row.seq], now)
             elif not row.told:
-                self._to_tell.append(outcome)
+                self._to_tell.append((outcome, row.payload))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -125,7 +130,7 @@ class Outbox:
             audit = outcome.audit is not None
             if isinstance(outcome, Prediction):
                 kind = "prediction"
-                self._to_tell.append(outcome)
+                self._to_tell.append((outcome, payload))
             else:
                 kind = "offload"
                 self._expect(outcome, now)
@@ -201,7 +206,7 @@ class Outbox:
             return
         entry.told = True
         self._last_up.pop(entry.model, None)
-        self._to_tell.append(prediction)
+        self._to_tell.append((prediction, messages.encode(prediction) if incoming is None else incoming.payload))
 
     def _repeated(self) -> None:
         self.counters["answers_repeated"] += 1
@@ -269,6 +274,12 @@ class Outbox:
                 self._late.add([seq], now)
         self._bound(now)
 
+    @property
+    def waits_for_notices(self) -> bool:
+        """Whether there is no going on without word of what was published: at the bounds of what is under way."""
+        full = len(self._sent) + len(self._batch) >= self.settings.uplink_in_flight
+        return full or len(self._telling) >= TELLING_MOST
+
     def next_due(self) -> float:
         """The monotonic time of the next thing that `tick` or `after_commit` has to do."""
         due = [queue[0][0] for queue in (self._timeouts, self._expiries) if queue]
@@ -284,12 +295,10 @@ class Outbox:
         while self._to_ack and self._to_ack[0][0] < self.store.commits:
             self.uplink.ack(self._to_ack.popleft()[1])
         while self._to_tell and len(self._telling) < TELLING_MOST:
-            prediction = self._to_tell.popleft()
-            mid = self.sensor.publish(self.topics.of(device, "answer"), messages.encode(prediction))
+            prediction, payload = self._to_tell.popleft()
+            mid = self.sensor.publish(self.topics.of(device, "answer"), payload)
             self._telling[mid] = prediction.seq if prediction.status == "final" else None
             metrics.EDGE_ANSWERS.labels(prediction.tier, prediction.status).inc()
-        metrics.EDGE_OUTBOX.set(len(self._entries))
-        metrics.EDGE_OUTBOX_BYTES.set(self.bytes)
         if not self.uplink.up.is_set():
             return
         now = monotonic()
@@ -342,7 +351,7 @@ class Outbox:
     def _with_ttl_left(self, entry: Entry, now: float) -> bytes:
         """The payload with the time that its sample has left, where that has changed."""
         waited_ms = int((now - entry.born) * 1000)
-        if entry.kind != "offload" or waited_ms == 0:
+        if entry.kind != "offload" or waited_ms < TTL_GRAIN_MS:
             return entry.payload
         offload = messages.decode(entry.payload)
         assert isinstance(offload, Offload)
@@ -356,7 +365,8 @@ class Outbox:
         assert isinstance(offload, Offload)
         belief = best_belief(offload)
         if belief is not None:
-            self._to_tell.append(predict(offload, belief, "edge", "provisional", reason))
+            told = predict(offload, belief, "edge", "provisional", reason)
+            self._to_tell.append((told, messages.encode(told)))
             self.counters[f"provisional_{reason}"] += 1
 
     def _expire(self, seq: int, entry: Entry) -> None:

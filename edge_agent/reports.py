@@ -45,7 +45,9 @@ class Reports:
         text = base64.b64encode(data[:LETTER_DATA_BYTES]).decode()
         self._letters.append(DeadLetter(reason=reason[:1000], origin=origin[:300], data=text))
 
-    def after_commit(self, reported: Callable[[dict[str, int]], Reported], counters: dict[str, int]) -> None:
+    def after_commit(
+        self, reported: Callable[[dict[str, int]], Reported], counters: Callable[[], dict[str, int]]
+    ) -> None:
         """Publish what is due, if the link is up; new `counters` are not due before their time."""
         if not self._uplink.up.is_set():
             del self._letters[:-LETTERS_MOST]
@@ -54,13 +56,14 @@ class Reports:
             self._publish(LETTER_KIND, letter.model_dump_json().encode())
         self._letters.clear()
         now = time.monotonic()
-        if now >= self._next and counters != self._told_counters:
-            self.due = True
-        if self.due:
+        if not self.due and now < self._next:
+            return
+        counted = counters()
+        if self.due or counted != self._told_counters:
             self.due = False
-            self._told_counters = counters
+            self._told_counters = counted
             self._next = now + self.settings.report_interval_s
-            self._publish("reported", reported(counters).model_dump_json().encode(), retain=True)
+            self._publish("reported", reported(counted).model_dump_json().encode(), retain=True)
 
     def _publish(self, kind: str, payload: bytes, *, retain: bool = False) -> None:
         self._uplink.publish(self._topics.of(self.settings.device_id, kind), payload, retain=retain)

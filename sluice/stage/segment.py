@@ -11,7 +11,7 @@ import io
 import platform
 import zipfile
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def runtime() -> tuple[str, type]:
     return "ai-edge-litert", Interpreter
 
 
+@cache
 def profile() -> dict[str, str]:
     """What runs segments here: runtime, machine, Python."""
     from importlib.metadata import version

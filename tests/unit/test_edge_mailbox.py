@@ -98,3 +98,30 @@ def test_a_reading_wakes_the_main_loop_only_when_it_can_be_used() -> None:
     assert [one.mid for one in mail.take_readings(10)] == [1]
     assert mail.take_readings(10) == []
     assert mail.take(-1, or_reading=True) == []
+
+
+def test_nobody_is_woken_for_what_may_wait() -> None:
+    mail = Mailbox(1)
+    mail.put("receipt", lazily=True)
+    mail.put_published(1)
+    assert mail.take(-1, or_reading=False) == ["receipt", 1]  # they come along with whatever else there is to do
+    mail.put_published(2)
+    waker = threading.Timer(0.05, lambda: mail.put("event"))
+    waker.start()
+    assert mail.take(600, or_reading=False) == [2, "event"]
+    mail.put_published(3)
+    assert mail.take(0.01, or_reading=False) == [3]
+
+
+def test_what_may_wait_does_not_when_something_hangs_on_it_or_it_is_much() -> None:
+    mail = Mailbox(1)
+    mail.put_published(1)
+    assert mail.take(600, or_reading=False, or_lazy=True) == [1]
+    waker = threading.Timer(0.05, lambda: mail.put_published(2))
+    waker.start()
+    assert mail.take(600, or_reading=False, or_lazy=True) == [2]
+    for mid in range(mailbox.LAZY_MOST):
+        mail.put_published(mid)
+    assert mail.take(600, or_reading=False) == list(range(mailbox.LAZY_MOST))
+    mail.put_refused(5, "no quota")
+    assert mail.take(600, or_reading=False) == [mailbox.Refused(5, "no quota")]
