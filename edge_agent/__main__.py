@@ -1,8 +1,7 @@
-"""`python -m edge_agent`: the agent as a supervisor starts it, without the 3 MB of the `sluice` command itself."""
+"""`python -m edge_agent`: the agent as a supervisor starts it, without the 3 MB of the `sluice` command."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,9 +13,14 @@ from sluice.wire.errors import SluiceError
 
 def main() -> int:
     """Work until told to stop; the exit code, 2 with one line on standard error where the settings are wrong."""
-    parser = argparse.ArgumentParser("edge_agent", description="Run the agent on this device.")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
-    config = parser.parse_args().config
+    match sys.argv[1:]:
+        case []:
+            config = None
+        case ["--config", file]:
+            config = Path(file)
+        case _:
+            print("usage: python -m edge_agent [--config FILE]  (FILE: settings in TOML)", file=sys.stderr)
+            return 2
     try:
         return serve(load(EdgeSettings, config))
     except SluiceError as error:

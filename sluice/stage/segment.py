@@ -112,6 +112,11 @@ class RunningSegment:
             found = self._by_batch[batch] = _Interpreter(self._content, batch, self.spec, self._threads)
         return found
 
+    def forget(self) -> None:
+        """Let go of all interpreters but the one for single samples; others are made anew when they are needed."""
+        self._by_batch = {1: self._at(1)}
+        self._at_hand = self._at(1).at_hand
+
     def run(self, tensors: Mapping[str, Array], *, lent: bool = False) -> Arrays:
         """All outputs, each (n, *shape), for inputs (n, *shape) of the dtypes of the spec.
 
@@ -173,6 +178,7 @@ def load_segments(folder: Path, manifest: Manifest, indices: range, threads: int
         spec = manifest.segments[index]
         segment = load_segment(bundles.read_blob(folder / bundles.BLOBS, spec.file), spec, threads)
         prove(segment, bundles.read_blob(folder / bundles.BLOBS, spec.golden))
+        segment.forget()  # golden samples are a batch that may never come again
         loaded.append(segment)
     return loaded
 

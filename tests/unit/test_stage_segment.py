@@ -104,6 +104,16 @@ def test_what_is_lent_has_to_be_gone_before_the_next_run(
     assert lenders[0].run(samples(n))["h0"].shape == (n, 4, 4, 2)
 
 
+def test_what_the_golden_samples_needed_is_let_go(segments: list[RunningSegment]) -> None:
+    assert [list(segment._by_batch) for segment in segments] == [[1], [1]], "batch sizes with an interpreter"
+    whole = segments[0].run(samples(3))
+    segments[0].forget()
+    assert list(segments[0]._by_batch) == [1]
+    for n in (1, 3):
+        for name, array in segments[0].run(samples(n)).items():
+            np.testing.assert_allclose(array.astype(np.float64), whole[name][:n].astype(np.float64), atol=1e-6)
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("placement", ["edge", "cloud"])
 def test_a_step_is_through_with_what_it_was_lent(
