@@ -65,11 +65,30 @@ def read(payload: bytes, sensor: Sensor) -> Reading:
     return Reading(values, source_id or None, _time(time, sensor.time_unit) if sensor.has_time else None, missing)
 
 
+def _fastest() -> Callable[[bytes], Any]:
+    try:
+        import orjson
+    except ImportError:  # a machine that it is not made for
+        return json.loads
+    loads: Callable[[bytes], Any] = orjson.loads
+    return loads
+
+
+fast_loads = _fastest()
+
 Found = tuple[Values, Any, Any]
 """(values, source id or None, time or None), as they stand in the payload."""
 
 
 def _json(payload: bytes, sensor: Sensor) -> Found:
+    """orjson takes an eighth of the time of Python's own `json`, which has the last word: it also reads NaN, and whole
+    numbers of any size, of which orjson makes floats (an id must not lose digits)."""
+    try:
+        found = _fields(fast_loads(payload), sensor)
+        if not isinstance(found[1], float):
+            return found
+    except (ValueError, RecursionError):
+        pass
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_agent import sensor as sensor_module
 from edge_agent.sensing import Sensor
 from edge_agent.sensor import FORMATS, read
 from edge_agent.sensor_avro import schema_of
@@ -118,6 +119,22 @@ def test_rubbish_is_refused_and_no_more(payload: bytes, form: Any) -> None:
 @settings(max_examples=400, deadline=None)
 def test_any_json_is_read_or_refused(document: Any) -> None:
     refused_or_whole(json.dumps(document).encode(), Sensor())
+
+
+@given(values=st.lists(st.integers() | st.floats(), max_size=5), source_id=st.integers() | st.floats() | st.text())
+@settings(max_examples=400, deadline=None)
+def test_the_fast_parser_reads_what_pythons_own_does(values: list[Any], source_id: Any) -> None:
+    payload = json.dumps({"values": values, "id": source_id}).encode()
+    found: list[Any] = []
+    for loads in (sensor_module.fast_loads, json.loads):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sensor_module, "fast_loads", loads)
+            try:
+                reading = read(payload, Sensor())
+                found.append((reading.values.tobytes(), *reading[1:]))
+            except PermanentError as error:
+                found.append(str(error))
+    assert found[0] == found[1]
 
 
 @given(values=ANY_JSON, source_id=ANY_JSON)
