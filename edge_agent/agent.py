@@ -283,12 +283,12 @@ class Agent:
         self.reports.refuse(reason, origin, data)
 
     def _after_commit(self) -> None:
-        """What was made durable may be seen now."""
+        """What was made durable may be seen now, answers first: somebody waits for them."""
+        self.outbox.after_commit()
         for incoming in self._to_ack:
             self.sensor.ack(incoming)
         self._tidied += len(self._to_ack)
         self._to_ack.clear()
-        self.outbox.after_commit()
         self.changes.after_commit()
         self._report()
         if self._tidied >= 1000:
