@@ -3,7 +3,9 @@
 A blob is written to disk piece by piece, and a download that was cut off goes on where it was (RFC 9110, range
 requests, `If-Range` with the blob's sha256 as its entity tag): over a thin link a bundle arrives at some time.
 
-A problem document (RFC 9457) becomes a `PermanentError` with its detail; no answer, 429 and 5xx a `TemporaryError`.
+A problem document (RFC 9457) becomes a `RefusedError` with its detail. No answer is a `TemporaryError`, and so is
+whatever says nothing of what was asked for: 429 and 5xx, a redirect, a proxy's own errors, a login page where a bundle
+should be.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from sluice.wire.bundle import (
     check_file,
     check_manifest,
     move_in,
+    sha256,
     write_atomically,
 )
 from sluice.wire.errors import PermanentError, TemporaryError
@@ -31,6 +34,14 @@ from sluice.wire.manifest import MAX_MANIFEST_BYTES, Blob, Manifest
 MAX_BLOB_BYTES = 2_000_000_000
 PIECE_BYTES = 65_536
 """What is held of a download in memory."""
+SIGNATURE_BYTES = 1000
+"""No signature is longer."""
+PASSING = frozenset({407, 408, 425, 429})
+"""Among 4xx: what speaks of the way to the control plane, or of the moment."""
+
+
+class RefusedError(PermanentError):
+    """The control plane's own no. It may say yes tomorrow, as of a bundle that was put back."""
 
 
 class HttpDoor:
@@ -89,7 +100,12 @@ class HttpDoor:
         fetched stays, half a blob as `<sha256>.part` (where there is room), and the next call goes on from there.
         """
         data = self.get_bytes(f"/v1/bundles/{digest}/manifest", MAX_MANIFEST_BYTES)
-        signature = self.get_bytes(f"/v1/bundles/{digest}/signature", 1000).decode("ascii", "replace").strip()
+        if sha256(data) != digest:
+            raise self._other(f"the manifest of bundle {digest[:12]}…")
+        signed = self.get_bytes(f"/v1/bundles/{digest}/signature", MAX_MANIFEST_BYTES)
+        if len(signed) > SIGNATURE_BYTES:
+            raise self._other(f"the signature of bundle {digest[:12]}…")
+        signature = signed.decode("ascii", "replace").strip()
         manifest = check_manifest(data, signature, digest, public_keys)
         others = list(elsewhere)
         try:
@@ -146,7 +162,7 @@ class HttpDoor:
                     file.seek(begun)
                     for piece in answer.iter_raw(PIECE_BYTES):
                         if (size := size + len(piece)) > blob.size:
-                            raise PermanentError(f"{path} is over {blob.size} bytes")
+                            raise self._other(f"blob {blob.sha256[:12]}…")
                         file.write(piece)
                         if give_up():
                             raise TemporaryError(f"{path} is left for later", 0.0)
@@ -163,6 +179,12 @@ class HttpDoor:
     def _away(self, error: httpx.HTTPError) -> TemporaryError:
         return TemporaryError(f"control plane at {self.url}: {type(error).__name__} {error}".rstrip())
 
+    def _other(self, wanted: str) -> TemporaryError:
+        """What is named by its content is that content: anything else came from someone on the way."""
+        return TemporaryError(
+            f"control plane at {self.url} sent something else than {wanted}: is a login page between?"
+        )
+
     def _check(self, answer: httpx.Response, content: bytes) -> None:
         if answer.is_success:
             return
@@ -171,10 +193,10 @@ class HttpDoor:
             detail = str(problem.get("detail") or problem.get("title"))
         except (ValueError, AttributeError):
             detail = answer.reason_phrase
-        message = f"control plane: {answer.status_code} {detail}"
-        if answer.status_code >= 500 or answer.status_code == 429:
-            raise TemporaryError(message)
-        raise PermanentError(message)
+        status = answer.status_code
+        if 400 <= status < 500 and status not in PASSING:
+            raise RefusedError(f"control plane: {status} {detail}")
+        raise TemporaryError(f"control plane at {self.url}: {status} {detail}")
 
 
 def _on_hand(blob: Blob, folder: Path, others: Iterable[Path]) -> bool:

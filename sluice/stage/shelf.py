@@ -10,6 +10,7 @@ for a time is let go from memory, and much later from the folder; whatever comes
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.daemon.life import Backoff
-from sluice.doors.http import HttpDoor
+from sluice.doors.http import HttpDoor, RefusedError
 from sluice.stage.segment import load_segments
 from sluice.stage.step import Stage, loaded_by
 from sluice.wire import bundle as bundles
@@ -32,6 +33,8 @@ from sluice.wire.names import Tier
 log = logging.getLogger(__name__)
 
 MOST_REFUSED = 1000
+AGAIN_S = 30.0
+"""How long the control plane's no is believed. What was found wrong with a bundle itself is believed for good."""
 LOOK_EVERY_S = 60.0
 """Longest time between two looks for bundles in memory that are idle."""
 TIDY_EVERY_S = 3600.0
@@ -66,7 +69,8 @@ class Shelf:
         self._held: dict[str, Stage] = {}
         """In the order of use."""
         self._used: dict[str, float] = {}
-        self._refused: dict[str, PermanentError | UnknownSchemaError] = {}
+        self._refused: dict[str, tuple[PermanentError | UnknownSchemaError, float]] = {}
+        """Why, and until when (monotonic seconds)."""
         self._wanted: set[str] = set()
         self._next_look = self._next_tidy = 0.0
         self._orders: queue.SimpleQueue[str | frozenset[str] | None] = queue.SimpleQueue()
@@ -79,15 +83,18 @@ class Shelf:
     def get(self, digest: str) -> Stage | None:
         """The stage of bundle `digest`, or None while it is being fetched.
 
-        Raises `PermanentError` when it was found that it cannot be had: no such bundle, a bad signature, a failed
-        golden sample; `UnknownSchemaError` when it needs a codec that may be newer than this version.
+        Raises `PermanentError` when it was found that it cannot be had: a bad signature, a failed golden sample, or,
+        for `AGAIN_S`, no such bundle; `UnknownSchemaError` when it needs a codec that may be newer than this version.
         """
         if stage := self._held.pop(digest, None):
             self._held[digest] = stage  # last in the order of use
             self._used[digest] = time.monotonic()
             return stage
-        if reason := self._refused.get(digest):
-            raise type(reason)(str(reason))
+        if refused := self._refused.get(digest):
+            reason, until = refused
+            if time.monotonic() < until:
+                raise type(reason)(str(reason))
+            del self._refused[digest]
         if digest not in self._wanted:
             self._wanted.add(digest)
             self._orders.put(digest)
@@ -105,7 +112,8 @@ class Shelf:
                 self._used[digest] = time.monotonic()
             else:
                 _make_room(self._refused, MOST_REFUSED)
-                self._refused[digest] = result
+                until = time.monotonic() + AGAIN_S if isinstance(result, RefusedError) else math.inf
+                self._refused[digest] = result, until
                 log.error("bundle %s… is refused: %s", digest[:12], result)
             digests.add(digest)
         self._let_go()

@@ -46,6 +46,7 @@ def test_room_for_a_bundle_is_waited_for(small_disk: Path, monkeypatch: pytest.M
 
     manifest = SimpleNamespace(blobs=lambda _: [Blob(sha256=WANTED, size=2_000_000)])
     monkeypatch.setattr("sluice.doors.http.HttpDoor.get_bytes", lambda *_: b"")
+    monkeypatch.setattr("sluice.doors.http.sha256", lambda _: WANTED)
     monkeypatch.setattr("sluice.doors.http.check_manifest", lambda *_: manifest)
     monkeypatch.setattr("sluice.doors.http.HttpDoor._download", download)
     monkeypatch.setattr("edge_agent.updates.loaded_by", lambda *_: range(1))

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from sluice.doors.http import HttpDoor
+from sluice.doors.http import HttpDoor, RefusedError
 from sluice.stage.segment import RunningSegment
-from sluice.stage.shelf import Shelf, tidy
+from sluice.stage.shelf import AGAIN_S, Shelf, tidy
 from sluice.stage.step import Stage
 from sluice.wire.bundle import MANIFEST, sha256, write_atomically
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
 from sluice.wire.names import Tier
 from tests.unit.wire_support import manifest
+
+EDGE_ALONE = manifest().operating_points[0].model_copy(update={"placement": ("edge",) * 3})
 
 
 class Door(HttpDoor):
@@ -29,7 +31,7 @@ class Door(HttpDoor):
         del limit
         if self.away in path:
             raise TemporaryError("control plane: 503")
-        raise PermanentError("control plane: 404 no such bundle")
+        raise RefusedError("control plane: 404 no such bundle")
 
 
 def make(folder: Path, tier: Tier = "fog", **settings: Any) -> Shelf:
@@ -53,6 +55,32 @@ def test_a_bundle_that_cannot_be_had_now_does_not_keep_another_waiting(tmp_path:
         with pytest.raises(PermanentError, match="404 no such bundle"):
             shelf.get(Door.unknown)
         assert shelf.get(Door.away) is None
+    finally:
+        shelf.close()
+
+
+def test_a_bundle_that_the_control_plane_did_not_have_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What says no is often put right: a backup that is brought back, a proxy. What is wrong with a bundle stays."""
+    now = 1000.0
+    monkeypatch.setattr("sluice.stage.shelf.time.monotonic", lambda: now)
+    nothing_here = in_folder(tmp_path, operating_points=(EDGE_ALONE,))
+    shelf = make(tmp_path)
+    try:
+        for digest in (Door.unknown, nothing_here):
+            assert shelf.get(digest) is None
+            wait_for(shelf, digest)
+        now += AGAIN_S - 1
+        with pytest.raises(PermanentError, match="404 no such bundle"):
+            shelf.get(Door.unknown)
+        now += 1
+        assert shelf.get(Door.unknown) is None, "it is asked for"
+        with pytest.raises(PermanentError, match="places nothing on tier fog"):
+            shelf.get(nothing_here)
+        wait_for(shelf, Door.unknown)
+        with pytest.raises(PermanentError, match="404 no such bundle"):
+            shelf.get(Door.unknown)
     finally:
         shelf.close()
 

@@ -1,0 +1,103 @@
+"""What stands between a device and its control plane (a login page, a proxy) is waited out; what the control plane
+itself says is believed."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from sluice.doors.http import HttpDoor
+from sluice.wire import bundle as bundles
+from sluice.wire.errors import PermanentError, TemporaryError
+from tests.unit.wire_support import manifest
+
+LOGIN = b"<html><title>Log in to Airport Wifi</title></html>" * 100
+MANIFEST = manifest().model_dump_json().encode()
+DIGEST = bundles.sha256(MANIFEST)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with `status` and `content`, or as `pages` says for a path that ends so."""
+
+    status, content = 200, LOGIN
+
+    def __init__(self) -> None:
+        self.pages: dict[str, bytes] = {}
+        super().__init__(("127.0.0.1", 0), Answer)
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        found = next((page for end, page in self.server.pages.items() if self.path.endswith(end)), None)
+        content = self.server.content if found is None else found
+        self.send_response(self.server.status if found is None else 200)
+        self.send_header("Location", "http://login.example/")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def door(server: Server) -> Iterator[HttpDoor]:
+    door = HttpDoor(f"http://127.0.0.1:{server.server_port}", None)
+    yield door
+    door.close()
+
+
+def fetch(door: HttpDoor, folder: Path) -> None:
+    door.fetch_bundle(DIGEST, folder, None, lambda _manifest: range(1))
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 401, 403, 407, 408, 425, 429, 500, 503, 511])
+def test_a_bundle_is_not_refused_for_what_says_nothing_of_it(
+    server: Server, door: HttpDoor, tmp_path: Path, status: int
+) -> None:
+    server.status = status
+    with pytest.raises(TemporaryError, match=rf"control plane at http://127\.0\.0\.1.*{status}"):
+        fetch(door, tmp_path)
+
+
+@pytest.mark.parametrize("status", [400, 404, 410, 422])
+def test_what_the_control_plane_refuses_is_refused(server: Server, door: HttpDoor, tmp_path: Path, status: int) -> None:
+    server.status, server.content = status, b'{"title": "No", "detail": "no such bundle"}'
+    with pytest.raises(PermanentError, match=rf"control plane: {status} no such bundle"):
+        fetch(door, tmp_path)
+
+
+def test_a_login_page_is_taken_for_no_bundle(server: Server, door: HttpDoor, tmp_path: Path) -> None:
+    """Whichever of the requests gets it."""
+    with pytest.raises(TemporaryError, match="something else than the manifest"):
+        fetch(door, tmp_path)
+    server.pages["/manifest"] = MANIFEST
+    with pytest.raises(TemporaryError, match="something else than the signature"):
+        fetch(door, tmp_path)
+    server.pages["/signature"] = b"signature"
+    for size in (1, 4000):
+        server.content = LOGIN[:1] * size
+        with pytest.raises(TemporaryError):
+            fetch(door, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".part"]
+
+
+def test_a_login_page_answers_no_call(server: Server, door: HttpDoor) -> None:
+    server.status = 302
+    with pytest.raises(TemporaryError, match="302"):
+        door.call("GET", "/v1/devices/d")
