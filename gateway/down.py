@@ -10,7 +10,8 @@ is passed by: the results writer reads the same topics and keeps it as a dead le
 are.
 
 Desired state is read from the beginning at each start, and again when the broker comes back, which may have forgotten
-it, and published as a retained message: the topic is compacted, and a device ignores what it knows.
+it, and published as a retained message: a device ignores what it knows. The topic is compacted, but only some time
+later, so what is read is held until the end of the topic partition: of each device's states the newest alone is told.
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ AHEAD_KB, AHEAD = 8192, 1000
 """Read ahead of the batch at hand."""
 WAIT_S = 0.02
 """Longest wait for a record or a word from the broker; whatever comes ends it."""
+NEWEST_MOST = 500
+"""Devices whose desired state is held until the end of the topic partition is read."""
 COMMIT_EVERY_S, COMMIT_EVERY = 0.5, 200
 """Time between two commits, or answers: each waits for Kafka, and the answers behind it do."""
 TOPICS_EVERY_S = 1.0
 """Least time between two looks whether the topics are there."""
 HOLD_S = 10.0
 """Time between two tries of a topic partition that rests."""
+STAY_S = 1.0
+"""Without room nothing is read, but Kafka is told that often that this reader is still there."""
 LAST_S = 1.0
 """How long the broker's last words are waited for, at the end or when topic partitions are taken away."""
 TRIES = 5
@@ -77,7 +82,16 @@ class Down:
             ahead_kb=AHEAD_KB,
             ahead=AHEAD,
         )
-        self.desired = KafkaReader(f"{settings.name}-desired", settings.kafka, f"sluice-{settings.name}-desired")
+        self.desired = KafkaReader(
+            f"{settings.name}-desired",
+            settings.kafka,
+            f"sluice-{settings.name}-desired",
+            on_end=lambda place, _offset: self._ended.add(place),
+        )
+        self._newest: dict[bytes, Record] = {}
+        """Desired states to be told, by device, the newest that was read last."""
+        self._ended: set[TopicPartition] = set()
+        """Topic partitions of desired states that are read to their end."""
         self.progress = Progress()
         self._words: deque[tuple[int, str | None]] = deque()
         """From paho's thread: (message id, None or why the broker refuses it)."""
@@ -105,7 +119,9 @@ class Down:
         """Offsets that Kafka has not taken yet."""
         self._through = 0
         """Answers that are through since the last commit."""
-        self._next_commit = self._next_look = 0.0
+        self._next_commit = self._next_look = self._next_stay = 0.0
+        self._stays = False
+        """Topic partitions are paused until there is room."""
         self._follows_desired = False
 
     def _word(self, mid: int, refused: str | None = None) -> None:
@@ -147,20 +163,32 @@ class Down:
             self._follows_desired = names.DESIRED in there
         if self._follows_desired and self._broker_came.is_set():
             self.desired.assign_all(names.DESIRED)
+            self._newest.clear()
+            self._ended.clear()
             self._broker_came.clear()
 
     def _pass_answers(self, stop: threading.Event) -> None:
         """Publish what there is room for; waits a little where nothing can be done."""
         if not self._room():
+            self._stay()
             self._heard.wait(WAIT_S)
             self._heard.clear()
         elif not self._read and self.answers.topics:
             self._wake()
             self._read.extend(self.answers.read(BATCH, WAIT_S))
+            self._next_stay = time.monotonic() + STAY_S
         elif not self._read:
             stop.wait(WAIT_S)
         while self._read and self._room():
             self._pass_answer(self._read.popleft())
+
+    def _stay(self) -> None:
+        """While the broker is away: remain a member of the group, or all that is under way would be sent again."""
+        now = time.monotonic()
+        if self.answers.topics and now >= self._next_stay:
+            self._next_stay, self._stays = now + STAY_S, True
+            self.answers.pause(self.answers.assignment())
+            self._read.extend(self.answers.read(BATCH, 0.0))  # nothing, but for what was given to us just now
 
     def _room(self) -> bool:
         """Whether another answer may be under way."""
@@ -203,11 +231,14 @@ class Down:
         self._sent[self.door.publish(sent.topic, sent.payload)] = sent
 
     def _wake(self) -> None:
-        """Try again what rested long enough."""
+        """Try again what rested long enough; go on with all others when there is room again."""
         now = time.monotonic()
-        awake = [place for place, until in self._resting.items() if until <= now]
+        awake = {place for place, until in self._resting.items() if until <= now}
         for place in awake:
             del self._resting[place]
+        if self._stays:
+            self._stays = False
+            awake = self.answers.assignment() - self._resting.keys()
         if awake:
             self.answers.resume(awake)
 
@@ -216,16 +247,27 @@ class Down:
         if not self._follows_desired or not self.door.up.is_set() or len(self._states) >= BATCH:
             return
         for record in self.desired.read(BATCH, 0.0):
-            try:
-                device = names.check_name("device", (record.key or b"").decode("ascii", "replace"))
-                if len(record.value) > MAX_STATE_BYTES:
-                    raise PermanentError(f"desired state of {len(record.value)} bytes")
-                if record.value:
-                    parse_state(Signed, record.value)
-            except PermanentError as error:
-                log.error("not passed on: %s", error, extra={"topic": record.topic, "offset": record.offset})
-                continue
-            self._states.add(self.door.publish(self.topics.of(device, "desired"), record.value, retain=True))
+            key = record.key or b""
+            self._newest.pop(key, None)
+            self._newest[key] = record
+        over = len(self._newest) - NEWEST_MOST
+        for number, (key, record) in enumerate(list(self._newest.items())):
+            if number < over or (record.topic, record.partition) in self._ended:
+                del self._newest[key]
+                self._tell(record)
+        self._ended.clear()
+
+    def _tell(self, record: Record) -> None:
+        try:
+            device = names.check_name("device", (record.key or b"").decode("ascii", "replace"))
+            if len(record.value) > MAX_STATE_BYTES:
+                raise PermanentError(f"desired state of {len(record.value)} bytes")
+            if record.value:
+                parse_state(Signed, record.value)
+        except PermanentError as error:
+            log.error("not passed on: %s", error, extra={"topic": record.topic, "offset": record.offset})
+            return
+        self._states.add(self.door.publish(self.topics.of(device, "desired"), record.value, retain=True))
 
     def _hear(self) -> None:
         """What the broker has taken is through, what it refuses is published again later, some times."""

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient
 from prometheus_client import REGISTRY
 
 from gateway import down as down_module
@@ -58,10 +60,12 @@ def device(mosquitto: Mosquitto, unique: str) -> Iterator[Device]:
 
 
 @contextmanager
-def working(kafka: Kafka, broker: MqttBroker, name: str) -> Iterator[None]:
+def working(
+    kafka: Kafka, broker: MqttBroker, name: str, options: dict[str, str] = OPTIONS, **settings: Any
+) -> Iterator[None]:
     """The way down in a thread."""
-    cluster = KafkaCluster(bootstrap=kafka.bootstrap, options=OPTIONS)
-    down = Down(load(GatewaySettings, name=name, broker=broker, kafka=cluster))
+    cluster = KafkaCluster(bootstrap=kafka.bootstrap, options=options)
+    down = Down(load(GatewaySettings, name=name, broker=broker, kafka=cluster, **settings))
     stop, failures = threading.Event(), list[BaseException]()
 
     def run() -> None:
@@ -216,6 +220,40 @@ def test_a_broker_that_stands_still_takes_no_more_memory_than_is_allowed(
     until(lambda: committed(kafka) == ends(kafka))
 
 
+def test_it_stays_in_its_group_while_the_broker_stands_still(
+    kafka: Kafka, mosquitto: Mosquitto, device: Device, unique: str
+) -> None:
+    """Longer than `max.poll.interval.ms`, in which a reader has to ask Kafka for something."""
+    options = OPTIONS | {"max.poll.interval.ms": "3000"}
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    group = load(GatewaySettings).answers_group
+
+    def members() -> list[str]:
+        found = admin.describe_consumer_groups([group])[group].result()
+        return [member.member_id for member in found.members]
+
+    many = answers(device, 60)
+    with working(kafka, broker_of(mosquitto), f"gateway-{unique}", options, answers_in_flight=10):
+        write(kafka, 0, messages.encode(many[0]))
+        until(lambda: came(device) == [many[0].seq])
+        before = members()
+        assert len(before) == 1
+        os.kill(mosquitto.pid, signal.SIGSTOP)
+        try:
+            for partition in range(2):
+                write(kafka, partition, *map(messages.encode, many[1 + partition :: 2]))
+            end = time.monotonic() + 8  # for what should not come
+            while time.monotonic() < end:
+                assert members() == before
+                time.sleep(0.2)
+        finally:
+            os.kill(mosquitto.pid, signal.SIGCONT)
+        until(lambda: set(came(device)) == {p.seq for p in many})
+        until(lambda: committed(kafka) == ends(kafka))
+        assert members() == before
+    assert len(device.inbox) == len(many), "none came twice"
+
+
 def test_a_device_that_is_away_with_a_full_queue_keeps_no_other_waiting(
     kafka: Kafka, unique: str, tmp_path: Path
 ) -> None:
@@ -260,6 +298,21 @@ def test_desired_state_that_the_broker_forgot_is_told_again(
         mosquitto.start()
         with Device(broker_of(mosquitto), f"{name}-2"), Device(broker_of(mosquitto), name) as again:
             until(lambda: envelope in [m.payload for m in again.desired])
+
+
+def test_of_the_desired_states_of_a_device_the_newest_alone_is_told(
+    kafka: Kafka, mosquitto: Mosquitto, device: Device, tmp_path: Path
+) -> None:
+    """Kafka keeps older ones until it compacts, and a device reports an older one as an error."""
+    key = signing.load_or_make_key(tmp_path / "key.pem")
+    told = [seal(key, Desired(device_id=device.name, revision=revision, runs=())) for revision in range(1, 302)]
+    writer = KafkaWriter(WRITER, KafkaCluster(bootstrap=kafka.bootstrap))
+    writer.write_all(names.DESIRED, [(device.name, one) for one in told[:300]], 30)
+    with working(kafka, broker_of(mosquitto), device.name.replace("device", "gateway")):
+        until(lambda: told[299] in [m.payload for m in device.desired])
+        writer.write_all(names.DESIRED, [(device.name, told[300])], 30)
+        until(lambda: told[300] in [m.payload for m in device.desired])
+    assert [m.payload for m in device.desired] == told[299:]
 
 
 def test_nothing_is_asked_of_kafka_at_every_turn(
