@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,10 +14,16 @@ from pydantic import BaseModel
 
 from cloud import problems
 from cloud.database import reading
+from cloud.desired import tell_again
 from cloud.routes import answers, bundles, devices, models, partitions, predictions, rollouts, streams, trainings
-from cloud.service import Service, ServiceDep, admin, anyone, make_topics
+from cloud.service import Service, ServiceDep, admin, anyone
 from cloud.settings import MB
+from cloud.topics import ensure_fixed_topics
 from cloud.uploads import BodyLimit
+from sluice.daemon.life import Backoff
+from sluice.wire.errors import TemporaryError
+
+log = logging.getLogger(__name__)
 
 JOIN_S = 5.0
 
@@ -32,6 +39,23 @@ def health(service: ServiceDep) -> Health:
     """Whether the service works; no token needed. 503 when its database is away."""
     with reading(service.engine):
         return Health(status="ok", version=version("sluice"))
+
+
+def make_topics(service: Service, stop: threading.Event) -> None:
+    """As soon as Kafka is there make the fixed topics and tell devices what is on record; one log line if it is not."""
+    backoff, away = Backoff(), False
+    while not stop.is_set():
+        try:
+            ensure_fixed_topics(service.settings)
+            tell_again(service)
+        except TemporaryError as error:
+            if not away:
+                log.warning("%s; topics are made and devices told when it is there", error)
+            away = True
+            stop.wait(backoff.wait_s())
+        else:
+            log.info("topics are there")
+            return
 
 
 def create_app(service: Service) -> FastAPI:

@@ -1,24 +1,70 @@
 """What devices shall run: revisions that rise, signed states that Kafka has confirmed.
 
-Used inside a transaction: a state is on record only when it was published, and what fails leaves nothing. A device
-has one state for all its models; what changes one of them leaves the others as they are.
+`tell` puts the states on record, then writes them to Kafka, and takes them off the record should Kafka not confirm
+them; no transaction is open meanwhile, so that nobody who writes has to wait for Kafka. A service that ends in between
+tells them when it is there again: at each start `tell_again` writes what is on record, and devices ignore what they
+know. A device has one state for all its models; what changes one of them leaves the others as they are.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fastapi import HTTPException
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, null, select, update
 
+from cloud.database import reading, writing
 from cloud.problems import missing
 from cloud.service import Service
 from cloud.tables import devices, now_us
 from sluice.doors.kafka import KafkaWriter
 from sluice.wire import names
-from sluice.wire.errors import PermanentError
+from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.state import MODELS_MOST, Desired, Run, seal
+
+
+def tell(
+    service: Service,
+    chosen: list[str] | None,
+    change: Callable[[Connection, list[Desired]], list[Desired]],
+    undo: Callable[[Connection], None] = lambda _connection: None,
+) -> list[Desired]:
+    """Change what the chosen devices (None: all) run, on record and in Kafka; returns the new states.
+
+    `change` makes them of those until now (see `next_states`) and puts on record what else there is; `undo` takes that
+    off again. Raises `TemporaryError` when Kafka does not confirm all of them in time; then nothing is on record, but
+    for the revisions, which are never given out twice.
+    """
+    if not service.telling.acquire(timeout=service.settings.kafka_timeout_s):
+        raise TemporaryError("another change of what devices run still waits for Kafka")
+    try:
+        with writing(service.engine) as connection:
+            states = change(connection, next_states(connection, chosen))
+            named = [state.device_id for state in states]
+            wanted = select(devices.c.device_id, devices.c.desired, devices.c.desired_at)
+            before = connection.execute(wanted.where(devices.c.device_id.in_(named))).all()
+            record(connection, states)
+        try:
+            publish(service, states)
+        except Exception:
+            with writing(service.engine) as connection:
+                undo(connection)
+                for row in before:
+                    values = {"desired": row.desired or null(), "desired_at": row.desired_at}
+                    connection.execute(update(devices).where(devices.c.device_id == row.device_id).values(values))
+            raise
+    finally:
+        service.telling.release()
+    return states
+
+
+def tell_again(service: Service) -> None:
+    """Write all states that are on record; `TemporaryError` when Kafka does not confirm all of them in time."""
+    with service.telling:
+        with reading(service.engine) as connection:
+            known = connection.execute(select(devices.c.desired)).scalars().all()
+        publish(service, [Desired.model_validate(state) for state in known if state])
 
 
 def next_states(connection: Connection, chosen: list[str] | None) -> list[Desired]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,12 +18,7 @@ from cloud.job_process import Limits
 from cloud.jobs import Runner
 from cloud.settings import MB, CloudSettings
 from cloud.tokens import Holder
-from cloud.topics import ensure_fixed_topics
-from sluice.daemon.life import Backoff
-from sluice.wire.errors import TemporaryError
 from sluice.wire.signing import load_or_make_key
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +31,8 @@ class Service:
     models: Store
     blobs: Store
     runner: Runner
+    telling: threading.Lock = field(default_factory=threading.Lock)
+    """Held while desired states are changed and told: they reach Kafka in the order of their revisions."""
 
 
 def open_service(settings: CloudSettings, stop: threading.Event) -> Service | None:
@@ -70,22 +66,6 @@ def open_service(settings: CloudSettings, stop: threading.Event) -> Service | No
     data = settings.data.resolve()
     key = load_or_make_key(data / "keys" / "signing.pem")
     return Service(settings, engine, key, Store(data / "models"), Store(data / "blobs"), runner)
-
-
-def make_topics(service: Service, stop: threading.Event) -> None:
-    """Make the fixed topics as soon as Kafka is there; one log line if it is not."""
-    backoff, away = Backoff(), False
-    while not stop.is_set():
-        try:
-            ensure_fixed_topics(service.settings)
-        except TemporaryError as error:
-            if not away:
-                log.warning("%s; topics are made when it is there", error)
-            away = True
-            stop.wait(backoff.wait_s())
-        else:
-            log.info("topics are there")
-            return
 
 
 def service_of(request: Request) -> Service:

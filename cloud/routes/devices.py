@@ -7,17 +7,18 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from cloud import tokens
 from cloud.database import reading, writing
-from cloud.desired import next_states, publish, record, without_model
+from cloud.desired import tell, without_model
 from cloud.problems import missing
 from cloud.service import ServiceDep
 from cloud.tables import device_states, devices, now_us
 from sluice.wire.names import Name
 from sluice.wire.signing import public_text
+from sluice.wire.state import Desired
 
 router = APIRouter(tags=["devices"])
 
@@ -107,24 +108,21 @@ def request_profile(service: ServiceDep, device_id: str, model: Name | None = No
     404: no such device, or it does not run that model; 409: it was never told what to run; 503: Kafka is away.
     """
     profile = f"profile-{secrets.token_hex(6)}"
-    with writing(service.engine) as connection:
-        (state,) = next_states(connection, [device_id])
+
+    def change(_connection: Connection, states: list[Desired]) -> list[Desired]:
+        (state,) = states
         if not state.runs:
             raise HTTPException(409, f"device {device_id!r} runs nothing yet: roll out a bundle to it first")
         if model is not None and state.run_of(model) is None:
             raise missing(f"model on device {device_id!r} that is called", model)
-        state = state.model_copy(update={"profile": profile, "profile_model": model})
-        record(connection, [state])
-        publish(service, [state])
+        return [state.model_copy(update={"profile": profile, "profile_model": model})]
+
+    (state,) = tell(service, [device_id], change)
     return ProfileRequest(device_id=device_id, revision=state.revision, profile=profile)
 
 
 @router.delete("/devices/{device_id}/models/{model}")
 def take_off(service: ServiceDep, device_id: str, model: Name) -> DeviceView:
     """Tell a device to run a model no longer; its others go on. 404: no such device or model; 503: Kafka is away."""
-    with writing(service.engine) as connection:
-        (state,) = next_states(connection, [device_id])
-        state = without_model(state, model)
-        record(connection, [state])
-        publish(service, [state])
+    tell(service, [device_id], lambda _connection, states: [without_model(state, model) for state in states])
     return get_device(service, device_id)

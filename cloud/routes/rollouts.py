@@ -1,21 +1,23 @@
 """Rollouts: bring a bundle, at one of its operating points, to devices.
 
 The order of a rollout: the topics that its tensors will need are there; each device gets a revision above its last;
-the signed desired states are confirmed by Kafka; only then is the rollout on record. What fails before leaves nothing.
+the rollout is on record; the signed desired states are confirmed by Kafka (`cloud/desired.py: tell`). What fails leaves
+nothing.
 """
 
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from cloud.bundles import read_manifest
-from cloud.database import reading, writing
-from cloud.desired import next_states, publish, record, with_run
+from cloud.database import reading
+from cloud.desired import tell, with_run
 from cloud.problems import missing
 from cloud.service import ServiceDep
 from cloud.tables import bundles, device_states, devices, now_us, rollout_devices, rollouts
@@ -67,10 +69,13 @@ def start_rollout(service: ServiceDep, new: NewRollout) -> RolloutView:
     rollout = f"rollout-{secrets.token_hex(6)}"
     run = Run(model=manifest.model, bundle=new.bundle, operating_point=new.operating_point, bounds=new.bounds)
     chosen = None if new.devices == "all" else list(dict.fromkeys(new.devices))
-    with writing(service.engine) as connection:
-        states = [with_run(state, run) for state in next_states(connection, chosen)]
+
+    def change(connection: Connection, states: list[Desired]) -> list[Desired]:
+        states = [with_run(state, run) for state in states]
         _record(connection, rollout, new, states)
-        publish(service, states)
+        return states
+
+    tell(service, chosen, change, partial(_forget, rollout))
     return get_rollout(service, rollout)
 
 
@@ -87,7 +92,11 @@ def _record(connection: Connection, rollout: str, new: NewRollout, states: list[
         connection.execute(
             insert(rollout_devices).values(rollout=rollout, device_id=state.device_id, revision=state.revision)
         )
-    record(connection, states)
+
+
+def _forget(rollout: str, connection: Connection) -> None:
+    connection.execute(delete(rollout_devices).where(rollout_devices.c.rollout == rollout))
+    connection.execute(delete(rollouts).where(rollouts.c.id == rollout))
 
 
 @router.get("/rollouts")

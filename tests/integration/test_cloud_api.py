@@ -5,6 +5,7 @@ Kafka is the embedded one here; jobs are small programs that keep the contract o
 
 import json
 import runpy
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sqlalchemy import func, insert, select
 from typer.testing import CliRunner
 
 from cloud.database import reading, writing
+from cloud.desired import record
 from cloud.settings import CloudSettings
 from cloud.tables import (
     audits,
@@ -39,6 +41,7 @@ from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.profile import read_profile
+from sluice.wire.signing import public_text
 from sluice.wire.state import Bounds, Desired, Run, unseal
 from tests.brokers.postgres import Postgres
 from tests.integration.cloud_support import Running, bundle_files, manifest_of, running, sha256
@@ -430,6 +433,51 @@ def test_without_kafka_nothing_is_recorded(cut_off: Running, tmp_path: Path) -> 
     cut_off.client.add_model("m", "good")
     cut_off.problem(cut_off.post("/v1/trainings", {"model": "m", "stream_id": "s"}), 503)
     assert rows(cut_off, jobs) == 0
+
+
+def test_who_writes_does_not_wait_for_kafka(tmp_path: Path) -> None:
+    """A change of what a device runs waits for a Kafka that is not there; meanwhile another device is registered."""
+    settings = CloudSettings(data=tmp_path / "data", port=0, kafka=KafkaCluster(bootstrap=NOWHERE), kafka_timeout_s=8)
+    run = Run(model="digits", bundle="0" * 64, operating_point="default")
+    with running(settings, tmp_path) as cut_off:
+        cut_off.client.add_device("pi-1")
+        before = Desired(device_id="pi-1", revision=1, runs=(run,))
+        with writing(cut_off.service.engine) as connection:
+            record(connection, [before])
+        over, answers = threading.Event(), list[httpx.Response]()
+
+        def take_off() -> None:
+            answers.append(cut_off.http.delete("/v1/devices/pi-1/models/digits"))
+            over.set()
+
+        thread = threading.Thread(target=take_off)
+        thread.start()
+        while cut_off.client.device("pi-1")["revision"] == 1:
+            assert not over.wait(0.02), "on record before Kafka is asked"
+        cut_off.client.add_device("pi-2")
+        assert not over.is_set()
+        thread.join()
+        cut_off.problem(answers[0], 503)
+        left = cut_off.client.device("pi-1")
+        assert Desired.model_validate(left["desired"]) == before and left["revision"] > 1
+
+
+def test_what_was_on_record_and_not_told_is_told_at_the_next_start(embedded: EmbeddedKafka, tmp_path: Path) -> None:
+    """What a service leaves that was killed between the two."""
+    device = f"pi-{tmp_path.name[-40:].lower().replace('_', '-')}"
+    away, here = (
+        CloudSettings(data=tmp_path / "data", port=0, kafka=KafkaCluster(bootstrap=where), kafka_timeout_s=seconds)
+        for where, seconds in ((NOWHERE, 0.5), (embedded.bootstrap, 10))
+    )
+    run = Run(model="digits", bundle="0" * 64, operating_point="default")
+    state = Desired(device_id=device, revision=7, runs=(run,))
+    with running(away, tmp_path) as before:
+        before.client.add_device(device)
+        with writing(before.service.engine) as connection:
+            record(connection, [state])
+    with running(here, tmp_path) as after:
+        (envelope,) = desired_of(after, device, 1)
+        assert unseal(envelope, device, [public_text(after.service.key)]) == state
 
 
 def test_devices_are_registered_once_with_a_proper_name(cloud: Running) -> None:
