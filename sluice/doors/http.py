@@ -10,6 +10,7 @@ should be.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -123,23 +124,28 @@ class HttpDoor:
         return manifest
 
     def _fetch_blob(self, blob: Blob, folder: Path, give_up: Callable[[], bool]) -> None:
-        """Fetch a blob into `folder`, from where the last attempt was cut off."""
+        """Fetch a blob into `folder`, from where the last attempt was cut off; one process at a time."""
         if blob.size > MAX_BLOB_BYTES:
             raise PermanentError(f"blob {blob.sha256[:12]}… of {blob.size} bytes is over {MAX_BLOB_BYTES}")
         part = folder / f"{blob.sha256}.part"
-        begun = part.stat().st_size if part.exists() else 0
-        if begun > blob.size:
-            begun = 0
-        if begun < blob.size:
-            begun = self._download(blob, part, begun, give_up)
-        try:
-            check_file(part, blob.sha256)
-        except PermanentError as error:
-            part.unlink()
-            if begun:  # what was there before may be to blame, as after a power cut
-                raise TemporaryError(f"{error}; it is fetched anew", 0.0) from error
-            raise
-        move_in(part, folder / blob.sha256)
+        with part.open("ab") as ours:
+            try:
+                fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TemporaryError(f"another process is fetching blob {blob.sha256[:12]}…") from error
+            begun = part.stat().st_size
+            if begun > blob.size:
+                begun = 0
+            if begun < blob.size:
+                begun = self._download(blob, part, begun, give_up)
+            try:
+                check_file(part, blob.sha256)
+            except PermanentError as error:
+                part.unlink()
+                if begun:  # what was there before may be to blame, as after a power cut
+                    raise TemporaryError(f"{error}; it is fetched anew", 0.0) from error
+                raise
+            move_in(part, folder / blob.sha256)
 
     def _download(self, blob: Blob, part: Path, begun: int, give_up: Callable[[], bool]) -> int:
         """The rest of a blob, from byte `begun` on; returns from where on it really came."""

@@ -9,6 +9,7 @@ for a time is let go from memory, and much later from the folder; whatever comes
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -143,7 +144,10 @@ class Shelf:
         backoff = Backoff()
         while (digest := self._orders.get()) is not None and not self._closing.is_set():
             if isinstance(digest, frozenset):
-                tidy(self._folder, digest, self._keep_s)
+                try:
+                    tidy(self._folder, digest, self._keep_s)
+                except OSError as error:
+                    log.warning("%s cannot be tidied: %s", self._folder, error)
                 continue
             try:
                 self._arrivals.put((digest, self._fetch(digest)))
@@ -157,7 +161,7 @@ class Shelf:
 
     def _fetch(self, digest: str) -> Stage:
         folder = self._folder / digest
-        if folder.exists():
+        with contextlib.suppress(OSError):  # it is not there yet, or another's and ours to read only
             os.utime(folder)  # it is in use from here on, for every process that shares the folder
         try:
             manifest = bundles.open_bundle(folder, digest, self._keys).manifest
@@ -171,7 +175,12 @@ class Shelf:
         if not indices:
             raise PermanentError(f"bundle {digest[:12]}… places nothing on tier {self.tier}")
         self._check_codecs(manifest)
-        segments = load_segments(folder, manifest, indices, self._threads)
+        try:
+            segments = load_segments(folder, manifest, indices, self._threads)
+        except PermanentError as error:
+            if (folder / bundles.MANIFEST).exists():
+                raise
+            raise TemporaryError("another process has removed it from the folder", 0.0) from error
         log.info(
             "bundle %s… is loaded: segments %d to %d",
             digest[:12],
@@ -195,16 +204,28 @@ class Shelf:
 def tidy(folder: Path, used: frozenset[str], keep_s: float) -> None:
     """Remove the bundles in `folder` that nobody has used for `keep_s`; those in `used` count as used now.
 
-    When a folder was used last is its time of modification, which all processes that share it see.
+    When a folder was used last is its time of modification, which all processes that share it see. What another of
+    them removes meanwhile is gone; any other `OSError` is raised.
     """
     for one in folder.glob("*"):
-        if one.name in used:
-            os.utime(one)
-        elif re.fullmatch(r"[0-9a-f]{64}", one.name) and time.time() - one.stat().st_mtime >= keep_s:
-            log.info("bundle %s… is removed from the folder, nobody has used it for long", one.name[:12])
-            shutil.rmtree(one.rename(one.with_suffix(GONE)))
-        elif one.suffix == GONE:
-            shutil.rmtree(one)
+        with contextlib.suppress(FileNotFoundError):
+            if one.name in used:
+                os.utime(one)
+            elif re.fullmatch(r"[0-9a-f]{64}", one.name) and time.time() - one.stat().st_mtime >= keep_s:
+                _remove(one.rename(one.with_suffix(GONE)))
+                log.info("bundle %s… is removed from the folder, nobody has used it for long", one.name[:12])
+            elif one.suffix == GONE:
+                _remove(one)
+
+
+def _remove(folder: Path) -> None:
+    """All of it, whoever else is at it."""
+
+    def failed(_function: Any, _path: str, found: Any) -> None:
+        if not isinstance(found[1], FileNotFoundError):
+            raise found[1]
+
+    shutil.rmtree(folder, onerror=failed)
 
 
 def _make_room(shelf: dict[str, Any], most: int) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,3 +102,30 @@ def test_a_login_page_answers_no_call(server: Server, door: HttpDoor) -> None:
     server.status = 302
     with pytest.raises(TemporaryError, match="302"):
         door.call("GET", "/v1/devices/d")
+
+
+def test_two_processes_that_share_a_folder_fetch_a_blob_one_at_a_time(
+    server: Server, door: HttpDoor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both at once would write into one file."""
+    blob = bundles.write_blob(tmp_path / "elsewhere", bytes(range(256)) * 4000)
+    content = (tmp_path / "elsewhere" / blob.sha256).read_bytes()
+    server.pages |= {"/manifest": b"a manifest", "/signature": b"signature", blob.sha256: content}
+    digest = bundles.sha256(b"a manifest")
+    monkeypatch.setattr("sluice.doors.http.check_manifest", lambda *_: SimpleNamespace(blobs=lambda _: [blob]))
+    other = HttpDoor(door.url, None)
+    tried: list[str] = []
+
+    def look() -> bool:
+        """In the middle of a download another process begins its own."""
+        if not tried:
+            with pytest.raises(TemporaryError) as waits:
+                other.fetch_bundle(digest, tmp_path / "shared", None, lambda _: range(1))
+            tried.append(str(waits.value))
+        return False
+
+    door.fetch_bundle(digest, tmp_path / "shared", None, lambda _: range(1), give_up=look)
+    assert "another process is fetching" in tried[0]
+    assert (tmp_path / "shared" / bundles.BLOBS / blob.sha256).read_bytes() == content
+    other.fetch_bundle(digest, tmp_path / "shared", None, lambda _: range(1))
+    other.close()

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,5 +216,74 @@ def test_a_codec_that_is_newer_than_the_stage_is_held_and_not_refused(tmp_path: 
         wait_for(shelf, digest)
         with pytest.raises(UnknownSchemaError, match=r"codec 'of-tomorrow'.*bring this stage up to date"):
             shelf.get(digest)
+    finally:
+        shelf.close()
+
+
+def test_stages_that_share_a_folder_tidy_it_at_once(tmp_path: Path) -> None:
+    """Each of them finds that the other one was faster, here or there."""
+    for turn in range(40):
+        for i in range(5):
+            blobs = tmp_path / sha256(b"%d %d" % (turn, i)) / "blobs"
+            blobs.mkdir(parents=True)
+            for name in "abcde":
+                (blobs / name).write_bytes(b"x")
+            os.utime(blobs.parent, (0, 0))
+        begin = threading.Barrier(2)
+
+        def go(begin: threading.Barrier = begin) -> None:
+            begin.wait()
+            tidy(tmp_path, frozenset(), 10.0)
+
+        with ThreadPoolExecutor(2) as both:
+            for done in [both.submit(go), both.submit(go)]:
+                done.result()
+        tidy(tmp_path, frozenset(), 10.0)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_blobs")
+def test_a_folder_that_cannot_be_tidied_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-in for one that is read-only, which is nothing to root: a disk that refuses."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("not yours")
+
+    digest = in_folder(tmp_path)
+    monkeypatch.setattr("sluice.stage.shelf.os.utime", refuse)
+    monkeypatch.setattr("sluice.stage.shelf.shutil.rmtree", refuse)
+    (tmp_path / f"{Door.away}.gone").mkdir()
+    shelf = make(tmp_path)
+    try:
+        shelf.arrived()  # has it tidied
+        assert shelf.get(digest) is None
+        wait_for(shelf, digest)
+        assert isinstance(shelf.get(digest), Stage)
+    finally:
+        shelf.close()
+
+
+@pytest.mark.usefixtures("no_blobs")
+def test_a_bundle_that_another_process_removes_in_the_middle_is_fetched_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = in_folder(tmp_path)
+    asked = threading.Event()
+
+    def load(folder: Path, *_: Any) -> None:
+        shutil.rmtree(folder)
+        raise PermanentError("blob cannot be read: No such file or directory")
+
+    def ask(*_: Any) -> None:
+        asked.set()
+        raise TemporaryError("control plane: 503")
+
+    monkeypatch.setattr("sluice.stage.shelf.load_segments", load)
+    monkeypatch.setattr(Door, "get_bytes", ask)
+    shelf = make(tmp_path)
+    try:
+        assert shelf.get(digest) is None
+        assert asked.wait(30)
+        assert not shelf.arrived() and shelf.get(digest) is None
     finally:
         shelf.close()
