@@ -18,10 +18,11 @@ from edge_agent.asking import Asked, Asker
 from edge_agent.audit import audits
 from edge_agent.changes import Changes
 from edge_agent.intake import Complete, Intake
-from edge_agent.mailbox import Mailbox, Refused
+from edge_agent.mailbox import Mailbox, Refused, TooLarge
 from edge_agent.outbox import Outbox
 from edge_agent.reports import Reports
 from edge_agent.running import Model, Models
+from edge_agent.sensor import too_large
 from edge_agent.settings import EdgeSettings
 from edge_agent.store import Store
 from edge_agent.updates import Report, Updater
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 LAZY_COMMIT_S = 0.3
 """Longest time that deletions wait for a transaction to go along with."""
 STOP_WITHIN_S = 5.0
+BEGUN_BYTES = 1000
+"""What is kept of a reading that is too large, for its dead letter."""
 VERSION = version("sluice")
 
 
@@ -59,13 +62,14 @@ class Agent:
         self.topics = topics
         self.store = Store(settings.data if settings.store == "disk" else None)
         self.intake = Intake(settings, self.store)
-        self.mail = Mailbox(settings.readings_most)
+        self.mail = Mailbox(settings.readings_most, settings.readings_bytes)
+        self._reading_bytes = max(sensor.limit_bytes for sensor in settings.sensors_by_name.values())
         self.sensor = MqttDoor(
             "sensor",
             settings.sensor_broker,
             f"{device}-sensor",
             subscriptions=[(wanted, 1) for wanted in self.intake.subscriptions],
-            on_message=self.mail.put_reading,
+            on_message=self._from_sensor,
             on_published=self.mail.put_published,
             on_refused=self.mail.put_refused,
         )
@@ -148,6 +152,13 @@ class Agent:
             self.reports.last_error, self.reports.due = None, True
         self._committed = time.monotonic()
 
+    def _from_sensor(self, incoming: Incoming) -> None:
+        """A reading arrives, in the thread of that broker's client; of one that nobody will read little is kept."""
+        if (nbytes := len(incoming.payload)) > self._reading_bytes:
+            self.mail.put(TooLarge(replace(incoming, payload=incoming.payload[:BEGUN_BYTES]), nbytes))
+        else:
+            self.mail.put_reading(incoming)
+
     def _from_uplink(self, incoming: Incoming) -> None:
         """A message from above arrives, in the thread of that broker's client."""
         self.mail.put(incoming, lazily=incoming.topic.endswith("/receipt"))
@@ -162,8 +173,7 @@ class Agent:
             try:
                 made = self.intake.take(incoming, inputs)
             except PermanentError as error:
-                metrics.EDGE_BAD_READINGS.inc()
-                self._refuse(str(error), incoming.topic, incoming.payload)
+                self._refuse_reading(str(error), incoming)
                 continue
             for one in made:
                 works.setdefault(one.model, []).append(Work(self._offload(one), one.tensors))
@@ -242,6 +252,9 @@ class Agent:
             self.outbox.counters["answers_refused"] += 1
             self.reports.last_error = f"the sensor broker refuses answers: {event.reason}"
             self.outbox.published(event.mid)
+        elif isinstance(event, TooLarge):
+            self._to_ack.append(event.begun)
+            self._refuse_reading(too_large(event.nbytes, self._reading_bytes), event.begun)
         elif isinstance(event, Asked):
             self.outbox.asked(event)
         elif isinstance(event, Report):
@@ -276,6 +289,10 @@ class Agent:
         elif kind == "desired" and incoming.payload:
             self.changes.desire(incoming.payload)
         self.uplink.ack(incoming)
+
+    def _refuse_reading(self, reason: str, incoming: Incoming) -> None:
+        metrics.EDGE_BAD_READINGS.inc()
+        self._refuse(reason, incoming.topic, incoming.payload)
 
     def _refuse(self, reason: str, origin: str, data: bytes) -> None:
         """Bad input: it is sent up as a dead letter and reported, and the next one is served."""

@@ -1,8 +1,8 @@
 """The mailbox between the threads of the broker clients and the main loop.
 
-Readings and messages from above are bounded: at the bound the thread that brings them waits, which stops reading from
-its broker. Notices that a publication was taken are not bounded here, since there is one for each publication and the
-thread that brings them must never wait for the main loop, which may be publishing.
+Readings, in number and in bytes, and messages from above are bounded: at the bound the thread that brings them waits,
+which stops reading from its broker. Notices that a publication was taken are not bounded here, since there is one for
+each publication and the thread that brings them must never wait for the main loop, which may be publishing.
 
 A turn of the main loop costs something, so notices and receipts, on which mostly nothing hangs, do not cause one: they
 are there when something else does, or are many.
@@ -30,12 +30,23 @@ class Refused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """A reading of `nbytes`, more than any sensor may send; `begun` holds its first bytes, all that is kept."""
+
+    begun: Incoming
+    nbytes: int
+
+
 class Mailbox:
     """`put…` from any thread, `take…` from the main loop."""
 
-    def __init__(self, readings_most: int) -> None:
+    def __init__(self, readings_most: int, readings_bytes: int) -> None:
         self._readings_most = readings_most
+        self._readings_bytes = readings_bytes
         self._readings: deque[Incoming] = deque()
+        self._nbytes = 0
+        """Size of the payloads of the readings."""
         self._events: deque[object] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -50,11 +61,17 @@ class Mailbox:
             self._changed.notify_all()
 
     def put_reading(self, reading: Incoming) -> None:
-        """A reading; waits while there are as many as allowed."""
+        """A reading; waits while there are as many as allowed, or as large. A single one always fits."""
+        nbytes = len(reading.payload)
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._readings) < self._readings_most)
+            self._changed.wait_for(lambda: self._closed or self._has_room(nbytes))
             self._readings.append(reading)
+            self._nbytes += nbytes
             self._changed.notify_all()
+
+    def _has_room(self, nbytes: int) -> bool:
+        count = len(self._readings)
+        return count == 0 or (count < self._readings_most and self._nbytes + nbytes <= self._readings_bytes)
 
     def put(self, event: object, *, lazily: bool = False) -> None:
         """Any other event; waits while there are too many. `lazily`: it may wait for the next turn."""
@@ -96,5 +113,6 @@ class Mailbox:
         """Up to `most` readings."""
         with self._changed:
             taken = [self._readings.popleft() for _ in range(min(most, len(self._readings)))]
+            self._nbytes -= sum([len(reading.payload) for reading in taken])
             self._changed.notify_all()
         return taken

@@ -43,7 +43,7 @@ class Reading(NamedTuple):
 def read(payload: bytes, sensor: Sensor) -> Reading:
     """The reading in `payload`; `PermanentError` says what is wrong with it."""
     if len(payload) > sensor.limit_bytes:
-        raise PermanentError(f"reading of {len(payload)} bytes is over the limit of {sensor.limit_bytes}")
+        raise PermanentError(too_large(len(payload), sensor.limit_bytes))
     values, source_id, time = FORMATS[sensor.format](payload, sensor)
     if values.size == 0:
         raise PermanentError("reading has no values")
@@ -75,6 +75,12 @@ def _fastest() -> Callable[[bytes], Any]:
 
 
 fast_loads = _fastest()
+
+
+def too_large(nbytes: int, limit: int) -> str:
+    """What is wrong with a reading of `nbytes`."""
+    return f"reading of {nbytes} bytes is over the limit of {limit}"
+
 
 Found = tuple[Values, Any, Any]
 """(values, source id or None, time or None), as they stand in the payload."""

@@ -79,6 +79,8 @@ class EdgeSettings(RoomSettings):
     """Largest number of waiting inputs that are run at once."""
     readings_most: int = Field(default=1000, ge=1)
     """Readings held in memory; when they are that many, the sensor broker has to wait."""
+    readings_bytes: int = Field(default=16_000_000, ge=1)
+    """The same in bytes of their payloads. A single reading always fits."""
     journal_bytes: int = Field(default=16_000_000, ge=1)
     """Largest size of the readings that wait for their windows, of a sensor; beyond it these windows are dropped."""
     source_ids_kept: int = Field(default=10_000, ge=0)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.integration.edge_support import (
     User,
     agent_settings,
     broker_of,
+    rss_kb,
     until,
 )
 from tests.unit.edge_stand_ins import KEY
@@ -149,11 +151,42 @@ def test_rubbish_from_a_sensor_goes_up_as_dead_letters_and_the_next_reading_is_s
             user.publish(payload)
         user.measure(made.samples[0], "good")
         until(lambda: "good" in user.finals() and len(above.letters) == len(rubbish))
-        for (_, reason), letter in zip(rubbish, above.letters, strict=True):
-            read = parse_state(DeadLetter, letter)  # as the gateway reads it, with its bound
-            assert reason in read.reason and read.origin == f"sluice/{device}/sensor/camera"
+        letters = [
+            parse_state(DeadLetter, letter) for letter in above.letters
+        ]  # as the gateway reads it, with its bound
+        assert {letter.origin for letter in letters} == {f"sluice/{device}/sensor/camera"}
+        for _, reason in rubbish:
+            assert sum(reason in letter.reason for letter in letters) == 1
         until(lambda: above.reported[-1].counters.get("refused") == len(rubbish))
         assert agent.stop() == 0
+
+
+def test_readings_that_nothing_takes_are_bounded_in_bytes(
+    made: MadeBundle, device: str, tmp_path: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    """No model runs, so readings wait; 200 MB of them at QoS 0, which no broker counts, and some that are too large."""
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        agent = start(
+            processes, agent_settings(made, device, tmp_path / "data", mosquitto, EDGE_READINGS_BYTES="3000000")
+        )
+        until(lambda: above.reported)
+        before = rss_kb(agent.child.pid)
+        topic = f"sluice/{device}/sensor/camera"
+        user.publish(bytes(1_000_001))
+        until(lambda: above.letters)
+        assert "1000001 bytes is over" in parse_state(DeadLetter, above.letters[0]).reason
+        sizes = [before]
+
+        def settled() -> bool:
+            time.sleep(0.5)
+            sizes.append(rss_kb(agent.child.pid))
+            return sizes[-1] > before + 2000 and max(sizes[-4:]) - min(sizes[-4:]) < 1000
+
+        for _ in range(200):
+            user.door.publish(topic, bytes(900_000), qos=0)
+        until(settled)
+        assert max(sizes) < before + 30_000
+        assert agent.running and agent.stop() == 0
 
 
 def test_what_it_cannot_run_is_refused_and_what_runs_goes_on(

@@ -38,7 +38,7 @@ class Bringer:
 
 
 def test_readings_wait_for_room_and_keep_their_order() -> None:
-    mail = Mailbox(3)
+    mail = Mailbox(3, 10_000)
     bringer = Bringer(lambda i: mail.put_reading(reading(i)), 8)
     bringer.wait_until(3)
     taken: list[int] = []
@@ -53,9 +53,38 @@ def test_readings_wait_for_room_and_keep_their_order() -> None:
     assert not bringer.thread.is_alive()
 
 
+def test_large_readings_wait_for_room_in_bytes() -> None:
+    def large(number: int) -> Incoming:
+        return Incoming("t", bytes(400), 0, False, number, 1)
+
+    mail = Mailbox(1000, 1000)
+    bringer = Bringer(lambda i: mail.put_reading(large(i)), 5)
+    bringer.wait_until(2)
+    bringer.thread.join(0.2)
+    assert bringer.brought == 2
+    assert [one.mid for one in mail.take_readings(1)] == [0]
+    bringer.wait_until(3)
+    bringer.thread.join(0.2)
+    assert bringer.brought == 3
+    taken: list[int] = []
+    while len(taken) < 4:
+        mail.take(0.05, or_reading=True)
+        taken += [one.mid for one in mail.take_readings(10)]
+    assert taken == [1, 2, 3, 4]
+
+
+def test_one_reading_fits_whatever_its_size() -> None:
+    mail = Mailbox(1000, 10)
+    bringer = Bringer(lambda i: mail.put_reading(Incoming("t", bytes(100), 0, False, i, 1)), 2)
+    bringer.wait_until(1)
+    assert [one.mid for one in mail.take_readings(10)] == [0]
+    bringer.wait_until(2)
+    assert [one.mid for one in mail.take_readings(10)] == [1]
+
+
 def test_events_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox, "EVENTS_MOST", 2)
-    mail = Mailbox(1)
+    mail = Mailbox(1, 10_000)
     bringer = Bringer(mail.put, 5)
     bringer.wait_until(2)
     events: list[object] = []
@@ -69,7 +98,7 @@ def test_events_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_notices_of_the_sensor_broker_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that brings them could otherwise wait for a main loop that waits for it."""
     monkeypatch.setattr(mailbox, "EVENTS_MOST", 2)
-    mail = Mailbox(1)
+    mail = Mailbox(1, 10_000)
     mail.put("a")
     mail.put("b")
     for mid in range(100):
@@ -80,7 +109,7 @@ def test_notices_of_the_sensor_broker_never_wait(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", ["reading", "event"])
 def test_closing_lets_go_whoever_waits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox, "EVENTS_MOST", 1)
-    mail = Mailbox(1)
+    mail = Mailbox(1, 10_000)
     bringer = Bringer(mail.put if kind == "event" else lambda i: mail.put_reading(reading(i)), 50)
     bringer.wait_until(1)
     mail.close()
@@ -88,7 +117,7 @@ def test_closing_lets_go_whoever_waits(kind: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_reading_wakes_the_main_loop_only_when_it_can_be_used() -> None:
-    mail = Mailbox(5)
+    mail = Mailbox(5, 10_000)
     mail.put_reading(reading(1))
     assert mail.take(600, or_reading=True) == []  # returns at once
     assert mail.take(0.01, or_reading=False) == []  # waits in vain
@@ -101,7 +130,7 @@ def test_a_reading_wakes_the_main_loop_only_when_it_can_be_used() -> None:
 
 
 def test_nobody_is_woken_for_what_may_wait() -> None:
-    mail = Mailbox(1)
+    mail = Mailbox(1, 10_000)
     mail.put("receipt", lazily=True)
     mail.put_published(1)
     assert mail.take(-1, or_reading=False) == ["receipt", 1]  # they come along with whatever else there is to do
@@ -114,7 +143,7 @@ def test_nobody_is_woken_for_what_may_wait() -> None:
 
 
 def test_what_may_wait_does_not_when_something_hangs_on_it_or_it_is_much() -> None:
-    mail = Mailbox(1)
+    mail = Mailbox(1, 10_000)
     mail.put_published(1)
     assert mail.take(600, or_reading=False, or_lazy=True) == [1]
     waker = threading.Timer(0.05, lambda: mail.put_published(2))
