@@ -7,9 +7,8 @@ pydantic checks them when they arrive and produces their JSON schema (`model_jso
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from sluice.wire import signing
@@ -17,6 +16,9 @@ from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import first_cause
 from sluice.wire.names import Int64, Name, Sha256
 from sluice.wire.profile import Profile
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MAX_STATE_BYTES = 64_000
 MODELS_MOST = 16

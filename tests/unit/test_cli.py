@@ -20,6 +20,7 @@ HEAVY = [
     "fastavro",
     "httpx",
     "keras",
+    "nacl",
     "numpy",
     "paho",
     "psutil",

@@ -1,5 +1,6 @@
 """A bundle is what its digest and signature say, or it is not opened; a file is written whole or not at all."""
 
+import base64
 import os
 from pathlib import Path
 
@@ -98,6 +99,44 @@ def test_another_key_an_unsigned_bundle_and_another_digest_are_refused(folder: P
     with pytest.raises(PermanentError, match="is not signed"):
         open_bundle(folder, None, keys)
     open_bundle(folder)
+
+
+@pytest.mark.parametrize("of_zeros", [0, 1, 63, 65, 128])
+def test_a_signature_of_another_length_is_refused(keys: list[str], of_zeros: int) -> None:
+    with pytest.raises(PermanentError, match=f"^signature of {of_zeros} bytes"):
+        verify(keys, b"data", base64.b64encode(bytes(of_zeros)).decode())
+
+
+RFC_8032 = [
+    ("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a", "",
+     "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"),
+    ("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c", "72",
+     "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"),
+    ("fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025", "af82",
+     "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a"),
+]  # fmt: skip
+"""(public key, message, signature) of section 7.1."""
+ORDER = 2**252 + 27742317777372353535851937790883648493
+
+
+@pytest.mark.parametrize(("key", "message", "signature"), RFC_8032)
+def test_the_standards_own_signatures_hold_and_their_twins_do_not(key: str, message: str, signature: str) -> None:
+    """Adding the group's order to the second half makes other bytes that a careless verifier takes as well."""
+    keys = [base64.b64encode(bytes.fromhex(key)).decode()]
+    first, second = bytes.fromhex(signature)[:32], bytes.fromhex(signature)[32:]
+    verify(keys, bytes.fromhex(message), base64.b64encode(first + second).decode())
+    twin = (int.from_bytes(second, "little") + ORDER).to_bytes(32, "little")
+    with pytest.raises(PermanentError, match="none of the trusted keys"):
+        verify(keys, bytes.fromhex(message), base64.b64encode(first + twin).decode())
+
+
+@pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31)])
+def test_a_key_that_anyone_can_sign_for_verifies_nothing(key: bytes) -> None:
+    """With a point of small order as the key, a signature of the same point and 0 holds for every message, or many."""
+    for point in (bytes(32), b"\x01" + bytes(31)):
+        for data in (b"", b"a", b"b", b"c", b"d", b"e"):
+            with pytest.raises(PermanentError, match="none of the trusted keys"):
+                verify([base64.b64encode(key).decode()], data, base64.b64encode(point + bytes(32)).decode())
 
 
 @pytest.mark.parametrize("signature", ["", "no base64!", "AAAA", "é"])
