@@ -210,6 +210,7 @@ class Stand:
             "GATEWAY_BROKER__HOST": self.mosquitto.host,
             "GATEWAY_BROKER__PORT": str(self.mosquitto.port),
             "GATEWAY_KAFKA__BOOTSTRAP": self.kafka.bootstrap,
+            "GATEWAY_OUTCOMES_SESSION_S": "3600",  # the backlog has to outlive the baseline's turn
         }
         with Processes(self.folder / "logs") as processes:
             process = processes.start("gateway", ["gateway"], settings)

@@ -7,6 +7,7 @@ and the broker, and behind it the devices, keep what is theirs.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 
 class Places:
@@ -33,11 +34,13 @@ class Places:
             self.bytes += size
             return True
 
-    def free(self, size: int) -> None:
-        """A message of `size` bytes is through."""
+    def free(self, sizes: Sequence[int]) -> None:
+        """Messages of so many bytes each are through."""
+        if not sizes:
+            return
         with self._freed:
-            self.taken -= 1
-            self.bytes -= size
+            self.taken -= len(sizes)
+            self.bytes -= sum(sizes)
             self._freed.notify_all()
 
     def close(self) -> None:

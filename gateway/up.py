@@ -101,6 +101,8 @@ class Up:
         metrics.GATEWAY_IN_FLIGHT.set_function(lambda: self._places.taken)
         metrics.GATEWAY_IN_FLIGHT_BYTES.set_function(lambda: self._places.bytes)
         self._counted = {kind: metrics.GATEWAY_UP.labels(kind) for kind in names.OUTCOME_KINDS}
+        self._through: list[Delivery] = []
+        """Those of which all is in Kafka, since the last turn."""
         self._stop = threading.Event()
         self._receipts = Receipts(lambda device, body: self.door.publish(self.topics.of(device, "receipt"), body))
         self._slowest_s = 0.0
@@ -309,6 +311,7 @@ class Up:
                 metrics.GATEWAY_REFUSED.inc()
                 self._refused(record, error)
             self._one_less(record.delivery)
+        self._let_go()
         if self._slowest_s:
             metrics.GATEWAY_KAFKA_S.observe(self._slowest_s)
             self._slowest_s = 0.0
@@ -324,10 +327,16 @@ class Up:
             raise RuntimeError(f"a dead letter cannot be written: {error}")
 
     def _confirmed(self, delivery: Delivery) -> None:
-        """All of a message is in Kafka: the broker may forget it, the device gets its receipts."""
-        door = self.door if delivery.incoming.topic.endswith(_OUTCOMES) else self.state_door
-        door.ack(delivery.incoming)
-        self._places.free(len(delivery.incoming.payload))
+        """All of a message is in Kafka."""
+        self._through.append(delivery)
         self._slowest_s = max(self._slowest_s, time.monotonic() - delivery.since)
         for device, epoch, seq in delivery.receipts:
             self._receipts.add(device, epoch, seq)
+
+    def _let_go(self) -> None:
+        """What is through the broker may forget, and others get its places: at once, both wake the network threads."""
+        incoming = [delivery.incoming for delivery in self._through]
+        self._through.clear()
+        self.door.ack(*(i for i in incoming if i.topic.endswith(_OUTCOMES)))
+        self.state_door.ack(*(i for i in incoming if not i.topic.endswith(_OUTCOMES)))
+        self._places.free([len(i.payload) for i in incoming])

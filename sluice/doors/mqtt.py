@@ -12,9 +12,10 @@ import logging
 import random
 import re
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import paho.mqtt.client as paho
@@ -91,6 +92,11 @@ class _Client(paho.Client):
             if rc or not isinstance(sock, BufferedSocket) or not sock.pending():
                 break
         return rc
+
+    def ack_all(self, mids: Iterable[int]) -> None:
+        """As `ack` for each of QoS 1, but that it is one piece for the socket and one word to paho's thread."""
+        if packets := b"".join(struct.pack("!BBH", paho.PUBACK, 2, mid) for mid in mids):
+            self._packet_queue(paho.PUBACK, packets, 0, 1)
 
 
 def _any_of(filters: Sequence[str]) -> Callable[[str], object]:
@@ -194,10 +200,9 @@ class MqttDoor:
             raise TemporaryError(f"{self.name}: too many messages wait for the MQTT broker")
         return info.mid
 
-    def ack(self, message: Incoming) -> None:
-        """Acknowledge a QoS 1 message to the broker; one of an earlier connection is left, it comes again."""
-        if message.qos > 0 and message.generation == self.generation:
-            self._client.ack(message.mid, message.qos)
+    def ack(self, *messages: Incoming) -> None:
+        """Acknowledge QoS 1 messages to the broker; one of an earlier connection is left, it comes again."""
+        self._client.ack_all(m.mid for m in messages if m.qos > 0 and m.generation == self.generation)
 
     def _connected(
         self,

@@ -41,7 +41,7 @@ def test_bounded_in_messages(places: Places) -> None:
     taker = Taker(places, 1, 1, 1, 1)
     taker.wait(3)
     assert (places.taken, places.bytes, len(taker.got)) == (3, 3, 3)
-    places.free(1)
+    places.free([1])
     assert taker.wait(4) == [True] * 4 and places.taken == 3
 
 
@@ -49,7 +49,7 @@ def test_bounded_in_bytes(places: Places) -> None:
     taker = Taker(places, 60, 40, 1)
     taker.wait(2)
     assert (places.taken, places.bytes, len(taker.got)) == (2, 100, 2)
-    places.free(40)
+    places.free([40])
     taker.wait(3)
     assert (places.taken, places.bytes) == (2, 61)
 
@@ -58,10 +58,10 @@ def test_one_larger_than_the_bound_passes_alone(places: Places) -> None:
     taker = Taker(places, 5, 1000, 5)
     taker.wait(1)
     assert places.bytes == 5
-    places.free(5)
+    places.free([5])
     taker.wait(2)
     assert (places.taken, places.bytes) == (1, 1000)
-    places.free(1000)
+    places.free([1000])
     taker.wait(3)
     assert (places.taken, places.bytes) == (1, 5)
 

@@ -81,8 +81,8 @@ class Door:
         self.acked: list[Incoming] = []
         self.receipts: list[Receipt] = []
 
-    def ack(self, message: Incoming) -> None:
-        self.acked.append(message)
+    def ack(self, *messages: Incoming) -> None:
+        self.acked.extend(messages)
 
     def publish(self, topic: str, payload: bytes) -> int:
         assert topic == f"sluice/{DEVICE}/receipt"
