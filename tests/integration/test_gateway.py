@@ -52,7 +52,7 @@ def mosquitto() -> Iterator[Mosquitto]:
 
 @pytest.fixture
 def gateway(processes: Processes, mosquitto: Mosquitto, kafka: Kafka, unique: str) -> Gateway:
-    gateway = Gateway(processes, mosquitto, kafka, unique)
+    gateway = Gateway(processes, mosquitto, kafka, unique, GATEWAY_OUTCOMES_SESSION_S="600")  # an end may take 15 s
     with Device(broker_of(mosquitto), f"early-{unique}") as early:
         early.insist(early.prediction())  # from here on the broker keeps for the gateway what is sent
     return gateway
