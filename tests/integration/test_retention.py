@@ -13,7 +13,7 @@ from sluice.doors.kafka_transactions import KafkaTransactions
 from sluice.wire import names
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
-from tests.integration.test_stage_delivery import BOTH, Answers, Stage
+from tests.integration.stage_support import BOTH, Answers, Stage
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
 

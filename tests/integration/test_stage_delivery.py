@@ -1,26 +1,21 @@
 """What a stage writes, on a real Kafka: nothing is lost, and in exactly-once mode nobody sees anything twice."""
 
-import json
 import os
-import secrets
 import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import confluent_kafka as ck
 import numpy as np
 import pytest
 
 from sluice.daemon.settings import load
-from sluice.dev.processes import Process, Processes
-from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, Record
+from sluice.dev.processes import Processes
+from sluice.doors.kafka import KafkaReader, KafkaWriter
 from sluice.stage.delivery import ExactlyOnce
 from sluice.stage.policy import gate
 from sluice.stage.segment import load_segment
@@ -30,19 +25,12 @@ from sluice.wire import bundle as bundles
 from sluice.wire import names
 from sluice.wire.codec import encode_tensor
 from sluice.wire.manifest import ExitPolicy, OperatingPoint
-from sluice.wire.messages import Audit, Belief, Offload, Prediction, Tensor, decode, encode
+from sluice.wire.messages import Audit, Belief, Offload, Prediction, Tensor, decode
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
-from tests.unit.bundle_support import make_bundle
+from tests.integration.stage_support import BOTH, Answers, Stage, renamed
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
-
-OPTIONS = {
-    "session.timeout.ms": "1500",
-    "heartbeat.interval.ms": "300",
-    "topic.metadata.propagation.max.ms": "500",  # until a topic that is not there is taken for missing
-}
-BOTH = ("at-least-once", "exactly-once")
 
 
 @pytest.fixture(scope="module")
@@ -55,84 +43,8 @@ def kafka() -> Iterator[Kafka]:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> "Stage":
+def stage(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Stage:
     return Stage(tmp_path_factory.mktemp("stage"), kafka)
-
-
-class Stage:
-    """A bundle on disk, offloads of it, workers, and what came of them."""
-
-    def __init__(self, folder: Path, kafka: Kafka) -> None:
-        bundle = make_bundle(folder / "new")
-        self.folder, self.kafka, self.digest = folder, kafka, bundle.digest
-        (folder / "new").rename(folder / bundle.digest)
-        self.manifest = bundle.manifest
-        self.cluster = KafkaCluster(bootstrap=kafka.bootstrap)
-        self.topic = names.offload_topic("cloud", self.manifest.model)
-        kafka.create_topic(self.topic, 4)
-        random = np.random.default_rng(0)
-        self.tensors = tuple(
-            encode_tensor(random.normal(size=spec.shape).astype(np.float32), spec, "raw")
-            for spec in self.manifest.crossing(1)
-        )
-
-    def offload(self, device: str, seq: int, **changes: Any) -> bytes:
-        one = Offload(
-            device_id=device,
-            epoch="0123456789abcdef",
-            seq=seq,
-            source_id=None,
-            model=self.manifest.model,
-            bundle=self.digest,
-            operating_point="default",
-            tier="cloud",
-            next_segment=1,
-            tensors=self.tensors,
-            beliefs=(),
-            captured_at=0,
-            ttl_ms=3_600_000,
-        )
-        return encode(replace(one, **changes))
-
-    def send(self, device: str, count: int) -> None:
-        """Samples 0 to `count` - 1 of a device, spread over the topic partitions."""
-        writer = KafkaWriter("devices", self.cluster)
-        writer.write_all(self.topic, ((f"{device}-{seq}", self.offload(device, seq)) for seq in range(count)), 60)
-
-    def start(self, processes: Processes, name: str, delivery: str, **settings: str) -> Process:
-        own = {
-            "STAGE_TIER": "cloud",
-            "STAGE_KAFKA__BOOTSTRAP": self.kafka.bootstrap,
-            "STAGE_KAFKA__OPTIONS": json.dumps(OPTIONS),
-            "STAGE_CLOUD_URL": "http://127.0.0.1:9",
-            "STAGE_DATA": str(self.folder),
-            "STAGE_DELIVERY": delivery,
-            "STAGE_BATCH_MOST": "16",
-        }
-        process = processes.start(name, ["stage"], own | settings)
-        process.wait_ready()
-        return process
-
-
-class Answers:
-    """What a reader of committed records finds on a topic from now on."""
-
-    def __init__(self, stage: Stage, topic: str = names.PREDICTIONS, partitions: int = 2) -> None:
-        self.reader = KafkaReader("answers", stage.cluster, secrets.token_hex(4))
-        ends = {(topic, p): self.reader.watermarks((topic, p))[1] for p in range(partitions)}
-        self.reader.assign(ends)
-        self.records: list[Record] = []
-
-    def of(self, device: str) -> Counter[int]:
-        """How often each sample of a device was answered."""
-        while more := self.reader.read(500, 0.2):
-            self.records += more
-        found = [decode(record.value) for record in self.records]
-        return Counter(one.seq for one in found if isinstance(one, Prediction) and one.device_id == device)
-
-    def at_least(self, device: str, count: int) -> bool:
-        """Whether so many samples of a device were answered."""
-        return len(self.of(device)) >= count
 
 
 @pytest.fixture
@@ -347,12 +259,3 @@ def test_one_models_backlog_does_not_starve_another(
     waited = order.index(f"{unique}-one") - before
     until(lambda: len(answers.of(f"{unique}-many")) == backlog)
     assert waited < backlog / 2, f"{waited} of the other's were answered first, {behind} after it"
-
-
-def renamed(stage: Stage, model: str) -> str:
-    """Digest of the same bundle for another model."""
-    data = stage.manifest.model_copy(update={"model": model}).model_dump_json().encode()
-    folder = stage.folder / bundles.sha256(data)
-    shutil.copytree(stage.folder / stage.digest, folder)
-    bundles.write_atomically(folder / bundles.MANIFEST, data)
-    return folder.name
