@@ -6,6 +6,7 @@ others were good. So a run that fails altogether is found out after a few sample
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 
@@ -13,6 +14,8 @@ from sluice.wire.state import Bounds
 
 PROVEN_SAMPLES = 20
 """Good samples after which a run is no longer suspected of ending the whole agent."""
+SLOW_MOST = 0.05
+"""Share of samples that may take longer than the bound of the 95th percentile."""
 _SLACK = 1e-9
 """Shares are products of floats: half of 3 samples is not to be left by rounding."""
 
@@ -24,22 +27,23 @@ class Watch:
         self.bounds = bounds
         self.good = 0
         self._until = None if bounds.watch_s is None else time.monotonic() + bounds.watch_s
-        self._window: deque[tuple[bool, bool, float]] = deque()
-        self._failed = self._exited = 0
-        self._ms = 0.0
+        self._window: deque[tuple[bool, bool, bool]] = deque()
+        self._failed = self._exited = self._slow = 0
+        self._slow_ms = math.inf if bounds.latency_p95_most_ms is None else bounds.latency_p95_most_ms
 
     def note(self, *, failed: bool, exited: bool = False, ms: float = 0.0) -> None:
         """A sample: whether it could not be worked on, whether it was answered here, its processing time in ms."""
         if len(self._window) == self.bounds.samples:
             self._count(*self._window.popleft(), -1)
-        self._window.append((failed, exited, ms))
-        self._count(failed, exited, ms, 1)
+        slow = ms > self._slow_ms
+        self._window.append((failed, exited, slow))
+        self._count(failed, exited, slow, 1)
         self.good += not failed
 
-    def _count(self, failed: bool, exited: bool, ms: float, by: int) -> None:
+    def _count(self, failed: bool, exited: bool, slow: bool, by: int) -> None:
         self._failed += failed * by
         self._exited += exited * by
-        self._ms += ms * by
+        self._slow += slow * by
 
     @property
     def proven(self) -> bool:
@@ -62,8 +66,8 @@ class Watch:
         of = f"of {bounds.samples} samples, after {seen}"
         if self._failed > bounds.errors_most * bounds.samples + _SLACK:
             return f"{self._failed} errors where at most a share of {bounds.errors_most:g} is allowed {of}"
-        if bounds.latency_most_ms is not None and self._ms > bounds.latency_most_ms * bounds.samples + _SLACK:
-            return f"{self._ms / seen:.3g} ms a sample where {bounds.latency_most_ms:g} are allowed {of}"
+        if self._slow > SLOW_MOST * bounds.samples + _SLACK:
+            return f"{self._slow} took over {self._slow_ms:g} ms where at most a share of {SLOW_MOST:g} is allowed {of}"
         least, most = bounds.exit_share_least, bounds.exit_share_most
         if least is not None and seen - self._exited > (1 - least) * bounds.samples + _SLACK:
             return f"exit share {self._exited / seen:.3g} where at least {least:g} is asked for {of}"

@@ -81,6 +81,20 @@ def _waiting(what: str, wait: Callable[[], dict[str, Any]], quiet: bool) -> dict
         return wait()
 
 
+def _follow_rollout(client: Client, begun: dict[str, Any], timeout_s: float, quiet: bool) -> dict[str, Any]:
+    """Wait until no device is pending, with a progress bar on standard error, or without one."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("devices", total=len(begun["devices"]))
+
+        def change(rollout: dict[str, Any]) -> None:
+            bar.update(task, completed=sum(d["state"] != "pending" for d in rollout["devices"]))
+
+        return client.wait_for_rollout(begun["id"], timeout_s, change)
+
+
 def train(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     stream: Annotated[str, typer.Argument(help="Id of the data stream.")],
@@ -147,8 +161,8 @@ def rollout(
     errors_most: Annotated[
         float | None, typer.Option(help="Bound: largest share of samples that cannot be worked on.")
     ] = None,
-    latency_most_ms: Annotated[
-        float | None, typer.Option(help="Bound: largest mean of the device's own processing of a sample.")
+    latency_p95_most_ms: Annotated[
+        float | None, typer.Option(help="Bound: largest 95th percentile of the device's own processing of a sample.")
     ] = None,
     exit_share_least: Annotated[
         float | None, typer.Option(help="Bound: least share of samples that are answered on the device.")
@@ -170,7 +184,7 @@ def rollout(
     """
     given: dict[str, Any] = {
         "errors_most": errors_most,
-        "latency_most_ms": latency_most_ms,
+        "latency_p95_most_ms": latency_p95_most_ms,
         "exit_share_least": exit_share_least,
         "exit_share_most": exit_share_most,
         "samples": samples,
@@ -180,7 +194,7 @@ def rollout(
     with _client(url, token) as client:
         begun = client.roll_out(bundle, device or "all", operating_point, bounds or None)
         if wait:
-            begun = client.wait_for_rollout(begun["id"], timeout_s)
+            begun = _follow_rollout(client, begun, timeout_s, as_json)
     if as_json:
         print(json.dumps(begun))
     else:

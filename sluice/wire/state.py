@@ -49,8 +49,8 @@ class Bounds(Part):
     """How long after the switch (or the device's restart) it is watched; None: as long as it runs."""
     errors_most: float = Field(default=0.1, ge=0, le=1)
     """Largest share of samples that could not be worked on."""
-    latency_most_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Largest mean of the device's own processing of a sample, ms."""
+    latency_p95_most_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Largest 95th percentile of the device's own processing of a sample, ms: 5 % of the samples may take longer."""
     exit_share_least: float | None = Field(default=None, ge=0, le=1)
     """Least share of samples that are answered on the device."""
     exit_share_most: float | None = Field(default=None, ge=0, le=1)

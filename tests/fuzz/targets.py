@@ -216,7 +216,7 @@ STATES: dict[type[state.State], dict[str, Any]] = {
         "device_id": "pi-1", "revision": 7, "profile": "r-1", "profile_model": "gate",
         "runs": [
             {"model": "gate", "bundle": _DIGEST, "operating_point": "default", "revision": 5,
-             "bounds": {"samples": 50, "watch_s": 60.0, "errors_most": 0.1, "latency_most_ms": 5.0,
+             "bounds": {"samples": 50, "watch_s": 60.0, "errors_most": 0.1, "latency_p95_most_ms": 5.0,
                         "exit_share_least": 0.2, "exit_share_most": 0.9}},
             {"model": "door", "bundle": _DIGEST, "operating_point": "all-edge"},
         ],

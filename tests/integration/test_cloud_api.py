@@ -315,7 +315,7 @@ def test_a_device_runs_several_models_and_each_rollout_changes_one(
 ) -> None:
     digits, doors = a_bundle(cloud, tmp_path), a_bundle(cloud, tmp_path, "doors")
     cloud.client.add_device("pi-1")
-    bounds = {"exit_share_least": 0.4, "samples": 50, "latency_most_ms": 5.5}
+    bounds = {"exit_share_least": 0.4, "samples": 50, "latency_p95_most_ms": 5.5}
     first = cloud.client.roll_out(digits, bounds=bounds)
     assert first["bounds"] == Bounds.model_validate(bounds).model_dump()
     second = cloud.client.roll_out(doors, ["pi-1"], "all-fog")
@@ -555,6 +555,34 @@ def daily_command(cloud: Running, monkeypatch: pytest.MonkeyPatch, command: Any,
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def test_a_rollout_waits_for_its_devices_and_fails_with_those_that_could_not(
+    cloud: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = a_bundle(cloud, tmp_path)
+    for name in ("pi-1", "pi-2"):
+        cloud.client.add_device(name)
+
+    def report(told: dict[str, dict[str, Any]]) -> None:
+        """What the devices say once they were told."""
+        while not all(cloud.client.device(name)["revision"] for name in told):
+            time.sleep(0.05)
+        with writing(cloud.service.engine) as connection:
+            for name, run in told.items():
+                revision = cloud.client.device(name)["revision"]
+                runs = [{"model": "digits", "bundle": digest, "revision": revision, "error": None} | run]
+                state = {"revision": revision, "runs": runs, "last_error": None}
+                row = {"device_id": name, "reported": state, "reported_at": 1, "status": "online", "status_at": 1}
+                connection.execute(insert(device_states).values(row))
+
+    refused = {"bundle": None, "revision": 0, "error": "golden samples fail"}
+    devices = threading.Thread(target=report, args=({"pi-1": {}, "pi-2": refused},))
+    devices.start()
+    with pytest.raises(PermanentError, match=r"could not do it: pi-2$"):
+        daily_command(cloud, monkeypatch, daily.rollout, digest)
+    devices.join()
+    assert [d["state"] for d in cloud.http.get("/v1/rollouts").json()[0]["devices"]] == ["done", "failed"]
 
 
 def test_the_daily_commands(cloud: Running, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ def left_after(watch: Watch, samples: list[dict[str, Any]]) -> tuple[int, str] |
 
 GOOD: dict[str, Any] = {"failed": False}
 FAILED: dict[str, Any] = {"failed": True}
+SLOW: dict[str, Any] = {"failed": False, "ms": 90.0}
+QUICK: dict[str, Any] = {"failed": False, "ms": 1.0}
 EXITED: dict[str, Any] = {"failed": False, "exited": True}
 
 
@@ -33,10 +35,10 @@ EXITED: dict[str, Any] = {"failed": False, "exited": True}
         ({"exit_share_least": 0.5}, [GOOD] * 100, 51, "exit share 0 where at least 0.5"),
         ({"exit_share_least": 0.5}, [EXITED, GOOD] * 500, None, ""),
         ({"exit_share_most": 0.5}, [EXITED] * 100, 51, "exit share 1 where at most 0.5"),
-        ({"latency_most_ms": 2.0}, [{"failed": False, "ms": 4.0}] * 100, 51, "4 ms a sample where 2 are allowed"),
-        ({"latency_most_ms": 2.0}, [{"failed": False, "ms": 2.0}] * 500, None, ""),
-        # one that is slow for once has a whole window to make up for it
-        ({"latency_most_ms": 2.0}, [{"failed": False, "ms": 90.0}, *[{"failed": False, "ms": 1.0}] * 500], None, ""),
+        ({"latency_p95_most_ms": 2.0}, [SLOW] * 100, 6, "6 took over 2 ms where at most a share of 0.05"),
+        ({"latency_p95_most_ms": 2.0}, [{"failed": False, "ms": 2.0}] * 500, None, ""),
+        ({"latency_p95_most_ms": 2.0}, ([SLOW] * 5 + [QUICK] * 95) * 5, None, ""),
+        ({"latency_p95_most_ms": 2.0}, [QUICK] * 500 + [SLOW] * 6, 506, "6 took over"),
     ],
 )
 def test_a_bound_is_left_when_the_window_cannot_keep_to_it(
