@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from sluice.daemon.settings import RoomSettings
+from sluice.daemon.settings import RoomSettings, Seconds
 from sluice.doors.kafka import KafkaCluster
 
 MB = 1_000_000
@@ -31,15 +31,15 @@ class CloudSettings(RoomSettings):
     """Topic partitions of each topic that the service makes."""
     replication: int = Field(default=1, ge=1, le=10)
     """Copies that Kafka keeps of each topic that the service makes."""
-    kafka_timeout_s: float = Field(default=10.0, gt=0)
+    kafka_timeout_s: Seconds = Field(default=10.0, gt=0)
     """Longest wait for Kafka within one request."""
     jobs_at_once: int = Field(default=1, ge=1, le=64)
     """Trainings and partitions that run at the same time; checks of models have a slot of their own."""
     jobs_waiting: int = Field(default=100, ge=1)
     """Trainings and partitions that may wait for their turn; more are refused."""
-    job_time_s: float = Field(default=3600.0, gt=0)
+    job_time_s: Seconds = Field(default=3600.0, gt=0)
     """Longest time of one job; it is killed then."""
-    check_time_s: float = Field(default=60.0, gt=0)
+    check_time_s: Seconds = Field(default=60.0, gt=0)
     """Longest time of the check of a model that was handed in."""
     job_memory_mb: int = Field(default=4096, ge=64)
     """Resident memory that a job with all its children may hold; it is killed above."""
@@ -53,7 +53,7 @@ class CloudSettings(RoomSettings):
     """Largest upload (a model, an offline-made bundle)."""
     results_batch: int = Field(default=500, ge=1, le=10_000)
     """Records that the results writer takes into one transaction."""
-    results_hold_s: float = Field(default=5.0, gt=0)
+    results_hold_s: Seconds = Field(default=5.0, gt=0)
     """Time between two tries of a topic partition that is held for an unknown schema."""
     results_metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of the results writer's Prometheus endpoint (`metrics_port` is the service's); 0: none."""

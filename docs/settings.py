@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -21,8 +21,9 @@ from cloud.settings import CloudSettings
 from edge_agent.settings import EdgeSettings
 from gateway.settings import GatewaySettings
 from sluice.client_settings import ClientSettings
-from sluice.daemon.settings import RoomSettings
+from sluice.daemon.settings import YEAR_S, RoomSettings
 from sluice.stage.settings import StageSettings
+from sluice.wire.names import NAME_PATTERN
 
 ROOMS: dict[str, tuple[type[RoomSettings], str]] = {
     "Edge agent": (EdgeSettings, "`sluice edge-agent --config FILE`"),
@@ -49,7 +50,7 @@ format = "csv"
 
 What counts, from weakest to strongest: the default, the file, the environment, the command line. Lists and tables are
 written as JSON in the environment: `EDGE_PUBLIC_KEYS='["…"]'`. An unknown name in the file ends the command; in the
-environment it is not noticed, unless it lies below a known one (`EDGE_SENSOR__…`).
+environment it is not noticed, unless it lies below a known one (`EDGE_SENSOR__…`). Times end at a year.
 """
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}"}
@@ -98,7 +99,7 @@ def _nested(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 def _kind(annotation: Any, field: FieldInfo) -> str:
     """The type for people, with its bounds."""
     origin, inner = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
+    if origin in (Union, types.UnionType, Annotated):
         return _kind(next(one for one in inner if one is not type(None)), field)
     if origin is Literal:
         return " or ".join(f"`{one}`" for one in inner)
@@ -106,13 +107,13 @@ def _kind(annotation: Any, field: FieldInfo) -> str:
         return f"list of {PLAIN.get(inner[0], 'text')}s".replace("texts", "text") + _length(field)
     if origin is dict:
         return "table of text"
-    if any(getattr(rule, "pattern", None) for rule in field.metadata):
+    if any(getattr(rule, "pattern", None) == NAME_PATTERN for rule in field.metadata):
         return "name (`a-z`, `0-9`, `-`)"
     bounds = [
         text.format(getattr(rule, bound))
         for rule in field.metadata
         for bound, text in BOUNDS.items()
-        if hasattr(rule, bound)
+        if hasattr(rule, bound) and getattr(rule, bound) != YEAR_S
     ]
     return ", ".join([PLAIN[annotation], *bounds])
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sluice.daemon.settings import Seconds
 from sluice.wire.names import Name
 
 WINDOWS_MOST = 1000
@@ -65,9 +66,9 @@ class Sensor(BaseModel):
     """avro: `single-object` (marker, fingerprint of the schema, body) or the `bare` body."""
     channels: int | None = Field(default=None, ge=1)
     """Numbers in a reading; unset: as many as there are columns or paths, or as the model needs."""
-    gap_s: float | None = Field(default=None, gt=0)
+    gap_s: Seconds | None = Field(default=None, gt=0)
     """Windows with a rate: longest time between two readings that is bridged; unset: the input's `gap_most`."""
-    back_s: float = Field(default=10.0, ge=0)
+    back_s: Seconds = Field(default=10.0, ge=0)
     """Windows with a rate: a reading that is older than the one before it, by no more than this, is late and is
     dropped; by more, the sensor's clock was set back, and windows begin anew."""
     limit_bytes: int = Field(default=1_000_000, ge=1)
@@ -128,9 +129,9 @@ class Input(BaseModel):
     """Rows that make one input."""
     hop: int = Field(default=0, ge=0)
     """Rows between the beginnings of two windows; 0: as many as a window has."""
-    window_s: float | None = Field(default=None, gt=0)
+    window_s: Seconds | None = Field(default=None, gt=0)
     """In place of `window`: its length in time."""
-    hop_s: float | None = Field(default=None, gt=0)
+    hop_s: Seconds | None = Field(default=None, gt=0)
     """In place of `hop`: time between the beginnings of two windows."""
     rate_hz: float | None = Field(default=None, gt=0, le=1e6)
     """Rows a second, a grid in time that readings are brought to; unset: each reading is a row, as it comes."""
@@ -142,7 +143,7 @@ class Input(BaseModel):
     channel's values before and after."""
     gap_most: int = Field(default=5, ge=1)
     """Longest gap that is filled, in rows; a window with a longer one is dropped and counted."""
-    wait_s: float = Field(default=5.0, ge=0)
+    wait_s: Seconds = Field(default=5.0, ge=0)
     """Several sensors: how far one may be ahead of another before a window no longer waits for the other."""
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge_agent.sensing import Input, Sensor, check_sensing
-from sluice.daemon.settings import RoomSettings
+from sluice.daemon.settings import RoomSettings, Seconds, Token, Url
 from sluice.doors.mqtt import MqttBroker
 from sluice.wire.errors import PermanentError
 from sluice.wire.messages import MAX_MESSAGE_BYTES
@@ -31,9 +31,9 @@ class PredictionsUp(BaseModel):
     """batches: most predictions in a message."""
     size_bytes: int = Field(default=16_000, ge=1, le=500_000)
     """batches: a message that is as large goes."""
-    wait_s: float = Field(default=1.0, gt=0)
+    wait_s: Seconds = Field(default=1.0, gt=0)
     """batches: longest wait for company."""
-    refresh_s: float = Field(default=3600.0, gt=0)
+    refresh_s: Seconds = Field(default=3600.0, gt=0)
     """changes: a label that stays the same is sent again after this time."""
 
 
@@ -58,9 +58,9 @@ class EdgeSettings(RoomSettings):
     """How readings become the input of a model (`EDGE_INPUT__WINDOW`, …)."""
     inputs: dict[Name, Input] = Field(default={})
     """The same for single models, by their names."""
-    cloud_url: str = "http://127.0.0.1:8080"
+    cloud_url: Url = "http://127.0.0.1:8080"
     """The control plane, which bundles are fetched from."""
-    token: str | None = None
+    token: Token | None = None
     """The device's bearer token for it."""
     public_keys: list[PublicKey] = Field(min_length=1, max_length=2)
     """Ed25519 public keys (base64) that this device trusts; nothing else is obeyed. Two, for rotation."""
@@ -69,7 +69,7 @@ class EdgeSettings(RoomSettings):
     store: Literal["disk", "memory"] = "disk"
     """Where outbox, window journal and counters are. `memory`: for devices that may not write; a restart then loses
     what has no receipt, and samples have a new epoch. `data` still holds the bundles, in a tmpfs for example."""
-    commit_interval_s: float = Field(default=0.0, ge=0, le=60)
+    commit_interval_s: Seconds = Field(default=0.0, ge=0, le=60)
     """Longest time that readings and what came of them are gathered for one write to the store; before it nothing of
     them is acknowledged or published. 0: written at once. More spares flash memory and costs as much latency; brokers
     send only so many readings unacknowledged (Mosquitto: 20)."""
@@ -85,16 +85,16 @@ class EdgeSettings(RoomSettings):
     """Largest size of the readings that wait for their windows, of a sensor; beyond it these windows are dropped."""
     source_ids_kept: int = Field(default=10_000, ge=0)
     """Most recent source ids that are remembered to drop repeats."""
-    sample_ttl_s: float = Field(default=60.0, gt=0)
+    sample_ttl_s: Seconds = Field(default=60.0, gt=0)
     """Time that a sample has to be finished by the tiers above; after it, the best exit so far counts."""
-    answer_timeout_s: float = Field(default=5.0, gt=0)
+    answer_timeout_s: Seconds = Field(default=5.0, gt=0)
     """Time after which the device answers provisionally while it waits for the tiers above."""
-    ask_after_s: float = Field(default=30.0, gt=0)
+    ask_after_s: Seconds = Field(default=30.0, gt=0)
     """Time after the end of a sample's time to live after which the control plane is asked for an answer that did not
     come; each further time it waits twice as long, up to an hour."""
     uplink_in_flight: int = Field(default=64, ge=1)
     """Outcomes sent up and not receipted yet; this bound is the back-pressure."""
-    receipt_timeout_s: float = Field(default=10.0, gt=0)
+    receipt_timeout_s: Seconds = Field(default=10.0, gt=0)
     """Time after which an outcome without a receipt is sent again; while none at all comes, up to six times that."""
     predictions: PredictionsUp = PredictionsUp()
     """How predictions go up (`EDGE_PREDICTIONS__MODE`, …)."""
@@ -102,11 +102,11 @@ class EdgeSettings(RoomSettings):
     """The same for single models, by their names."""
     audit_share: float = Field(default=0.01, ge=0, le=1)
     """Share of the samples answered by an early exit that go up all the same, to see whether the exits still hold."""
-    report_interval_s: float = Field(default=60.0, gt=0)
+    report_interval_s: Seconds = Field(default=60.0, gt=0)
     """Least time between two reports that only bring newer counters."""
     outbox_bytes: int = Field(default=64_000_000, ge=1)
     """Largest size of the outbox; beyond it the oldest outcomes are dropped, counted and reported."""
-    outbox_age_s: float = Field(default=7 * 24 * 3600.0, gt=0)
+    outbox_age_s: Seconds = Field(default=7 * 24 * 3600.0, gt=0)
     """Longest stay in the outbox; older outcomes are dropped, counted and reported."""
     message_limit_bytes: int = MAX_MESSAGE_BYTES
     """Largest message that is sent up or read from above."""

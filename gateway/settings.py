@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sluice.daemon.settings import RoomSettings
+from sluice.daemon.settings import YEAR_S, RoomSettings
 from sluice.doors.kafka import KafkaCluster
 from sluice.doors.mqtt import MqttBroker
 from sluice.wire.messages import MAX_MESSAGE_BYTES
@@ -26,7 +26,7 @@ class GatewaySettings(RoomSettings):
     """First level of all MQTT topics."""
     shared_group: str = "sluice-gateway"
     """Shared subscription of all gateways at this broker; empty: none, for a broker that has no such thing."""
-    outcomes_session_s: int = Field(default=10, ge=0)
+    outcomes_session_s: int = Field(default=10, ge=0, le=YEAR_S)
     """Seconds that the broker keeps outcomes for a gateway that is away (MQTT 5). A gateway that is gone for good would
     be given its share of them until then; what is lost with the session has no receipt, and devices send it again."""
     answers_group: str = "sluice-gateway"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sluice.daemon.settings import RoomSettings
+from sluice.daemon.settings import RoomSettings, Token, Url
 
 
 class ClientSettings(RoomSettings):
@@ -10,7 +10,7 @@ class ClientSettings(RoomSettings):
 
     env_prefix = "SLUICE_"
 
-    url: str = "http://127.0.0.1:8080"
+    url: Url = "http://127.0.0.1:8080"
     """Where the control plane is."""
-    token: str | None = None
+    token: Token | None = None
     """An admin token (`sluice token create --role admin`)."""

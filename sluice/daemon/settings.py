@@ -13,9 +13,18 @@ import os
 import tomllib
 import types
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import first_cause
@@ -23,6 +32,26 @@ from sluice.wire.manifest import first_cause
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 BELOW = "__"
 """Between the name of a table and a name in it, in the environment."""
+YEAR_S = 366 * 24 * 3600
+
+
+def _http_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        right = False
+    if not right or not url.isprintable() or " " in url:
+        raise ValueError("use http://HOST:PORT or https://HOST:PORT")
+    return url
+
+
+Seconds = Annotated[float, Field(le=YEAR_S, allow_inf_nan=False)]
+"""A time that a clock can count: a year at most."""
+Url = Annotated[str, AfterValidator(_http_url)]
+"""Where an HTTP service is."""
+Token = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[!-~]+$")]
+"""A bearer token, as it can stand in a header."""
 
 
 class RoomSettings(BaseModel):

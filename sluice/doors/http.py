@@ -50,7 +50,10 @@ class HttpDoor:
 
     def __init__(self, url: str, token: str | None, timeout_s: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+        try:
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise PermanentError(f"control plane at {url}: its address or our token cannot be used: {error}") from error
         self.url = url
 
     def close(self) -> None:
@@ -66,7 +69,10 @@ class HttpDoor:
         except httpx.HTTPError as error:
             raise self._away(error) from error
         self._check(answer, answer.content)
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise TemporaryError(f"what answers at {self.url} is no control plane: {path} is not JSON") from error
 
     def get_bytes(self, path: str, limit: int) -> bytes:
         """The content at `path`; `PermanentError` if it is over `limit` bytes, `TemporaryError` for a wrong token."""

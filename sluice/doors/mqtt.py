@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sluice.doors.mqtt_socket import BufferedSocket
 from sluice.wire import metrics
-from sluice.wire.errors import TemporaryError
+from sluice.wire.errors import PermanentError, TemporaryError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class MqttBroker(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Host name or address of the broker."""
     port: int = Field(default=1883, ge=1, le=65535)
     """TCP port of the broker."""
@@ -54,9 +54,9 @@ class MqttBroker(BaseModel):
     """MQTT version: 5, or 3 for 3.1.1."""
     tls_ca: str | None = None
     """File of the certificate authority; set, the connection uses TLS."""
-    keepalive_s: int = Field(default=30, ge=5)
+    keepalive_s: int = Field(default=30, ge=5, le=65_535)
     """Seconds of silence after which the broker is asked whether it is there."""
-    session_expiry_s: int = 7 * 24 * 3600
+    session_expiry_s: int = Field(default=7 * 24 * 3600, ge=0, le=2**32 - 1)
     """Seconds that the broker keeps our session while we are away (MQTT 5)."""
 
 
@@ -109,7 +109,7 @@ class MqttDoor:
     """One client of one broker.
 
     `on_message`, `on_up`, `on_down`, `on_published(mid)` and `on_refused(mid, reason)` are called from paho's thread.
-    An exception in them ends the process: they must hand over and return.
+    An exception in them ends the process: they must hand over and return. `PermanentError`: `tls_ca` cannot be used.
     """
 
     def __init__(
@@ -156,7 +156,10 @@ class MqttDoor:
         if broker.username is not None:
             client.username_pw_set(broker.username, broker.password)
         if broker.tls_ca is not None:
-            client.tls_set(broker.tls_ca)
+            try:
+                client.tls_set(broker.tls_ca)
+            except OSError as error:
+                raise PermanentError(f"{name}: tls_ca {broker.tls_ca}: {error.strerror or error}") from error
         if will is not None:
             client.will_set(will[0], will[1], qos=1, retain=True)
         client.max_inflight_messages_set(IN_FLIGHT)

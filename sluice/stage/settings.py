@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sluice.daemon.settings import RoomSettings
+from sluice.daemon.settings import RoomSettings, Seconds, Token, Url
 from sluice.doors.kafka import KafkaCluster
 from sluice.wire.messages import MAX_MESSAGE_BYTES
 from sluice.wire.signing import PublicKey
@@ -24,9 +24,9 @@ class StageSettings(RoomSettings):
     """The Kafka cluster (`STAGE_KAFKA__BOOTSTRAP`, `STAGE_KAFKA__OPTIONS`)."""
     models: list[str] = Field(default=[])
     """Models to work on; empty: every model that has a topic for this tier."""
-    cloud_url: str = "http://127.0.0.1:8080"
+    cloud_url: Url = "http://127.0.0.1:8080"
     """The control plane, which bundles are fetched from."""
-    token: str | None = None
+    token: Token | None = None
     """Bearer token for the control plane."""
     public_keys: list[PublicKey] = Field(default=[], max_length=2)
     """Ed25519 public keys (base64) of which one must have signed a bundle; empty: the control plane is trusted."""
@@ -35,33 +35,33 @@ class StageSettings(RoomSettings):
     bundles_most: int = Field(default=32, ge=1)
     """Largest number of bundles in memory; the one that was not used for the longest time goes, and comes back from the
     folder."""
-    bundle_idle_s: float = Field(default=3600.0, gt=0)
+    bundle_idle_s: Seconds = Field(default=3600.0, gt=0)
     """A bundle that was not used for this time is let go from memory."""
-    bundle_keep_s: float = Field(default=14 * 24 * 3600.0, gt=0)
+    bundle_keep_s: Seconds = Field(default=14 * 24 * 3600.0, gt=0)
     """A bundle that was not used for this time is removed from the folder; longer than offloads lie in Kafka. Should
     one come all the same, its bundle is fetched again."""
     batch_most: int = Field(default=64, ge=1, le=4096)
     """Largest number of records taken at once."""
-    poll_timeout_s: float = Field(default=0.1, gt=0)
+    poll_timeout_s: Seconds = Field(default=0.1, gt=0)
     """Longest wait for a first record before other duties are looked at."""
-    batch_wait_s: float = Field(default=0.0, ge=0, le=1)
+    batch_wait_s: Seconds = Field(default=0.0, ge=0, le=1)
     """How long to wait for a batch to fill after its first record; 0: what is there makes the batch."""
     delivery: Literal["at-least-once", "exactly-once"] = "at-least-once"
     """`exactly-once`: outcomes and offsets are one Kafka transaction, and whoever reads committed records sees each
     outcome once. `at-least-once` is a little faster; after a crash some outcomes come again."""
-    transaction_interval_s: float = Field(default=0.04, gt=0)
+    transaction_interval_s: Seconds = Field(default=0.04, gt=0)
     """exactly-once: longest time that a transaction is held open for more records; without more it ends at once."""
-    transaction_timeout_s: float = Field(default=10.0, ge=1)
+    transaction_timeout_s: Seconds = Field(default=10.0, ge=1, le=24 * 3600)
     """exactly-once: after it Kafka itself ends the transaction of a process that is gone, and readers go on. A batch
     has to be through in less."""
     transactional_id: str | None = None
     """exactly-once: a name that no other process has. One that is the same after a restart ends at once what the
     process left open; unset: a random one."""
-    commit_interval_s: float = Field(default=0.1, ge=0)
+    commit_interval_s: Seconds = Field(default=0.1, ge=0)
     """at-least-once: least time between two commits of offsets; a crash repeats what was done since the last."""
-    topics_interval_s: float = Field(default=2.0, gt=0)
+    topics_interval_s: Seconds = Field(default=2.0, gt=0)
     """Time between two looks for topics of new models."""
-    hold_s: float = Field(default=10.0, gt=0)
+    hold_s: Seconds = Field(default=10.0, gt=0)
     """How long a topic partition rests before a record of an unknown schema is tried again."""
     message_limit_bytes: int = MAX_MESSAGE_BYTES
     """Largest record that is decoded; anything larger is a dead letter."""

@@ -5,6 +5,7 @@ import ipaddress
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -14,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from sluice.doors.mqtt import Incoming, MqttBroker, MqttDoor
 from sluice.doors.mqtt_socket import AHEAD
+from sluice.wire.errors import PermanentError
 from tests.brokers.mosquitto import Mosquitto
 from tests.brokers.process import HOST, free_port
 from tests.integration.edge_support import until
@@ -77,6 +79,15 @@ def client(broker: MqttBroker, unique: str) -> Iterator[Callable[..., MqttDoor]]
     yield make
     for door in doors:
         door.stop()
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    with pytest.raises(PermanentError, match=f"sensor: tls_ca {file}: No such file"):
+        MqttDoor("sensor", MqttBroker(tls_ca=str(file)), "client")
+    file.write_text("a diary")
+    with pytest.raises(PermanentError, match=f"sensor: tls_ca {file}: .*(?i:certificate)"):
+        MqttDoor("sensor", MqttBroker(tls_ca=str(file)), "client")
 
 
 def test_whole_and_in_order(client: Callable[..., MqttDoor], unique: str) -> None:

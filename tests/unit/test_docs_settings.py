@@ -2,10 +2,12 @@
 
 import base64
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from cloud.settings import CloudSettings
 from edge_agent.settings import EdgeSettings
@@ -60,3 +62,26 @@ def test_what_the_page_says_of_names_holds(tmp_path: Path, monkeypatch: pytest.M
     file.write_text("no_such_setting = 1\n" + file.read_text())
     with pytest.raises(PermanentError, match="no_such_setting"):
         load(EdgeSettings, file)
+
+
+def times_in(kind: Any, path: str = "") -> Iterator[str]:
+    """The dotted names of all times in the settings class `kind` and in its tables."""
+    for name, field in kind.model_fields.items():
+        for one in (field.annotation, *get_args(field.annotation)):
+            if isinstance(one, type) and issubclass(one, BaseModel):
+                yield from times_in(one, f"{path}{name}.{'x.' if get_origin(field.annotation) is dict else ''}")
+        if name.endswith(("_s", "_hz")):
+            yield path + name
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_time_is_without_end(room: type[RoomSettings]) -> None:
+    """Sums with it are made, and threads and sockets wait for it."""
+    for path in times_in(room):
+        for value in ("inf", "-inf", "nan", "1e17"):
+            given: Any = value
+            for step in reversed(path.split(".")):
+                given = {step: given}
+            with pytest.raises(ValidationError) as refused:
+                room(**given)
+            assert path in [".".join(map(str, error["loc"])) for error in refused.value.errors()], path

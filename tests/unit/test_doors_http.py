@@ -104,6 +104,18 @@ def test_a_login_page_answers_no_call(server: Server, door: HttpDoor) -> None:
         door.call("GET", "/v1/devices/d")
 
 
+def test_a_page_in_place_of_json_is_no_control_plane(server: Server, door: HttpDoor) -> None:
+    server.content = LOGIN
+    with pytest.raises(TemporaryError, match=r"is no control plane: /v1/devices/d is not JSON"):
+        door.call("GET", "/v1/devices/d")
+
+
+@pytest.mark.parametrize(("url", "token"), [("http://cloud:80a", None), ("http://127.0.0.1:9", "t\u00f6ken")])
+def test_an_address_or_a_token_that_cannot_be_is_refused(url: str, token: str | None) -> None:
+    with pytest.raises(PermanentError, match="cannot be used"):
+        HttpDoor(url, token)
+
+
 def test_two_processes_that_share_a_folder_fetch_a_blob_one_at_a_time(
     server: Server, door: HttpDoor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

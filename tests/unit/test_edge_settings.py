@@ -1,0 +1,45 @@
+"""The agent's settings: what cannot work, or contradicts itself, is refused by its name."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from edge_agent.settings import EdgeSettings
+from sluice.wire.manifest import first_cause
+from tests.unit.edge_stand_ins import KEY
+
+
+def refused(**given: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        EdgeSettings(device_id="d", public_keys=[KEY], **given)
+    return first_cause(caught.value)
+
+
+def made(**given: Any) -> EdgeSettings:
+    return EdgeSettings(device_id="d", public_keys=[KEY], **given)
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "cloud.example:8080", "http://cloud:80a", "ftp://cloud", "http://", "http://a b"]
+)
+def test_where_the_control_plane_is_has_to_be_an_address(url: str) -> None:
+    assert refused(cloud_url=url) == "cloud_url: use http://HOST:PORT or https://HOST:PORT"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8080", "https://cloud.example", "http://[::1]:80/sluice/"])
+def test_addresses(url: str) -> None:
+    assert made(cloud_url=url).cloud_url == url
+
+
+def test_a_token_fits_into_a_header() -> None:
+    assert made(token="abc\n").token == "abc", "as it was read from a file"
+    assert refused(token="to ken").startswith("token: ")
+    assert refused(token="t\u00f6ken").startswith("token: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("keepalive_s", 70_000), ("session_expiry_s", -1), ("session_expiry_s", 2**32), ("host", "")]
+)
+def test_brokers_take_only_so_much(name: str, value: object) -> None:
+    assert refused(sensor_broker={name: value}).startswith(f"sensor_broker.{name}: ")
