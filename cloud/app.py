@@ -21,7 +21,7 @@ from cloud.settings import MB
 from cloud.topics import ensure_fixed_topics
 from cloud.uploads import BodyLimit
 from sluice.daemon.life import Backoff
-from sluice.wire.errors import TemporaryError
+from sluice.wire.errors import PermanentError, TemporaryError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def make_topics(service: Service, stop: threading.Event) -> None:
         try:
             ensure_fixed_topics(service.settings)
             tell_again(service)
-        except TemporaryError as error:
+        except (TemporaryError, PermanentError) as error:
             if not away:
                 log.warning("%s; topics are made and devices told when it is there", error)
             away = True
