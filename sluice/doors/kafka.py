@@ -120,6 +120,7 @@ class KafkaWriter:
             **(options or {}),
         }
         self._errors = config["error_cb"]
+        self._config = config
         self._producer = ck.Producer(config)
         self.name = name
 

@@ -82,6 +82,12 @@ class KafkaTransactions(KafkaWriter):
         """Nothing of it counts. Not after a `commit` that is still to be called again."""
         self._do(self._producer.abort_transaction, self._timeout_s)
 
+    def renew(self) -> None:
+        """When Kafka has ended a transaction because of its age, which is the end of the client: as if just made."""
+        with self._guard:
+            self._producer = ck.Producer(self._config)
+        self._ending = None
+
     def _refusal(self, error: ck.KafkaError, topic: str) -> Exception:
         if error.code() != ck.KafkaError._FATAL and (
             error.txn_requires_abort() or error.code() == ck.KafkaError._STATE

@@ -2,8 +2,9 @@
 
 `AtLeastOnce` writes batch after batch without waiting, and commits the offsets of a batch when Kafka has confirmed all
 that came of it and of those before. `ExactlyOnce` makes outcomes and offsets one transaction: what a crash, a fence or
-a rebalance cuts off never happened for those who read committed records, and is done again. Both turn what Kafka
-refuses for good into dead letters. A worker calls `settle` before each batch and `take` with each.
+a rebalance cuts off never happened for those who read committed records, and is done again. Kafka ends a transaction by
+its age, so after a slow batch none is open while the next ones are worked on. Both turn what Kafka refuses for good
+into dead letters. A worker calls `settle` before each batch and `take` with each.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ BATCHES_MOST = 16
 """Batches whose outcomes Kafka has not confirmed."""
 BUSY_WAIT_S = 0.002
 """How long a worker waits for records while Kafka owes confirmations."""
+ALONE_S = 600.0
+"""How long every batch has a transaction of its own after one was slow."""
 LAST_S = 2.0
 """How long the last outcomes are waited for."""
 
@@ -213,6 +216,7 @@ class ExactlyOnce(Delivery):
         super().__init__(settings.tier, KafkaTransactions(name, settings.kafka, own, settings.transaction_timeout_s))
         self.reader = reader
         self.interval_s = settings.transaction_interval_s
+        self.timeout_s = settings.transaction_timeout_s
         self._rewound = rewound
         self._begun = self._open = self._committing = self._spoilt = False
         """Kafka knows this producer; a transaction is open; its end was begun, and only that may be done next; nothing
@@ -221,7 +225,9 @@ class ExactlyOnce(Delivery):
         """Where the transaction began to read."""
         self._offsets: Offsets = {}
         """Where it ends."""
-        self._due = 0.0
+        self._opened = self._due = self._settled = self._alone_until = 0.0
+        """Moments (monotonic seconds): the transaction was opened, is to end; `settle` was through; until when every
+        batch has one of its own."""
         self._poison: dict[tuple[TopicPartition, int], str] = {}
         """Records of which came what Kafka refuses: they become dead letters when they come again."""
         self._cut: set[tuple[TopicPartition, int]] = set()
@@ -235,14 +241,21 @@ class ExactlyOnce(Delivery):
     def take(
         self, outcomes: Sequence[tuple[Record, Outcome]], dead: Iterable[tuple[Record, str]], offsets: Offsets
     ) -> None:
-        """Write what came of a batch, as part of the transaction."""
-        if not self._open:
-            self.writer.begin()
-            self._open, self._due = True, time.monotonic() + self.interval_s
+        """Write what came of a batch, as part of the transaction; one that took too long for that is done again."""
+        now = time.monotonic()
+        if now >= self._settled + self.timeout_s / 4:
+            self._alone_until = now + ALONE_S
         letters = list(dead)
         for record, _ in (*outcomes, *letters):
             place = record.topic, record.partition
             self._first[place] = min(record.offset, self._first.get(place, record.offset))
+        if self._open and now >= self._opened + self.timeout_s * 3 / 4:
+            self._outlasted()
+            return
+        if not self._open:
+            self.writer.begin()
+            self._open, self._opened = True, now
+            self._due = now if now < self._alone_until else now + self.interval_s
         letters += [(record, reason) for record, _ in outcomes if (reason := self._poison.get(_key(record)))]
         good = [(record, outcome) for record, outcome in outcomes if _key(record) not in self._poison]
         self._offsets.update(offsets)
@@ -265,6 +278,7 @@ class ExactlyOnce(Delivery):
             self.writer.poll()
             self._check()
         self._end(now=idle or time.monotonic() >= self._due)
+        self._settled = time.monotonic()
 
     def lost(self, places: list[TopicPartition]) -> None:
         """Topic partitions are taken away: end the transaction, forget them."""
@@ -309,10 +323,25 @@ class ExactlyOnce(Delivery):
         self._begin_anew()
 
     def _abort(self) -> None:
-        """Read again what the transaction was made of."""
+        """Nothing of the transaction counts."""
         if self._open:
             with contextlib.suppress(TransactionFailedError):  # Kafka has ended it by itself
                 self.writer.abort()
+        self._again()
+
+    def _outlasted(self) -> None:
+        """A batch took longer than the transaction that was open when it began: Kafka ends that, or did already."""
+        log.warning(
+            "a batch took longer than a transaction may (STAGE_TRANSACTION_TIMEOUT_S=%g): it is done again by itself",
+            self.timeout_s,
+            extra={"tier": self.tier},
+        )
+        self.writer.renew()
+        self._begun = False
+        self._again()
+
+    def _again(self) -> None:
+        """Read again what the transaction was made of."""
         self._check()
         ours = self.reader.assignment()
         again = {place: offset for place, offset in self._first.items() if place in ours}

@@ -52,8 +52,8 @@ class StageSettings(RoomSettings):
     transaction_interval_s: Seconds = Field(default=0.04, gt=0)
     """exactly-once: longest time that a transaction is held open for more records; without more it ends at once."""
     transaction_timeout_s: Seconds = Field(default=10.0, ge=1, le=24 * 3600)
-    """exactly-once: after it Kafka itself ends the transaction of a process that is gone, and readers go on. A batch
-    has to be through in less."""
+    """exactly-once: after it Kafka itself ends the transaction of a process that is gone, and readers go on. Batches
+    that take a good part of it, or longer, have a transaction of their own, which begins when they are through."""
     transactional_id: str | None = None
     """exactly-once: a name that no other process has. One that is the same after a restart ends at once what the
     process left open; unset: a random one."""

@@ -7,7 +7,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import confluent_kafka as ck
 import numpy as np
@@ -20,12 +22,13 @@ from sluice.stage.delivery import ExactlyOnce
 from sluice.stage.policy import gate
 from sluice.stage.segment import load_segment
 from sluice.stage.settings import StageSettings
-from sluice.stage.step import predict
+from sluice.stage.step import Work, predict, step
+from sluice.stage.worker import Worker
 from sluice.wire import bundle as bundles
 from sluice.wire import names
 from sluice.wire.codec import encode_tensor
 from sluice.wire.manifest import ExitPolicy, OperatingPoint
-from sluice.wire.messages import Audit, Belief, Offload, Prediction, Tensor, decode
+from sluice.wire.messages import Audit, Belief, Offload, Outcome, Prediction, Tensor, decode
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
 from tests.integration.stage_support import BOTH, Answers, Stage, renamed
@@ -36,7 +39,7 @@ pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(3
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[Kafka]:
     """One of this module's own: the names of Sluice's topics are fixed."""
-    with Kafka() as server:
+    with Kafka(properties={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "200"}) as server:
         server.create_topic(names.PREDICTIONS, 2)
         server.create_topic(names.DEAD_LETTER, 1)
         yield server
@@ -133,6 +136,44 @@ def test_one_that_was_taken_for_dead_does_not_answer_again(
     time.sleep(3)  # for what should not come
     assert set(answers.of(unique).values()) == {1}
     assert set(answers.of(f"{unique}-more").values()) == {1}
+
+
+def test_a_batch_may_take_longer_than_a_transaction(
+    stage: Stage, answers: Answers, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction is open when the first slow batch begins."""
+    topic = stage.kafka.create_topic(names.offload_topic("cloud", unique), 1)
+    digest = renamed(stage, unique)
+    values = ((None, stage.offload(unique, seq, model=unique, bundle=digest)) for seq in range(4))
+    KafkaWriter("devices", stage.cluster).write_all(topic, values, 60)
+    settings = load(
+        StageSettings,
+        tier="cloud",
+        kafka=stage.cluster,
+        delivery="exactly-once",
+        data=stage.folder,
+        models=[unique],
+        batch_most=1,
+        transaction_interval_s=1.5,
+        transaction_timeout_s=2.0,
+    )
+    turns: list[int] = []
+
+    def tired_step(stage: Any, works: list[Work]) -> list[Outcome]:
+        turns.append(works[0].offload.seq)
+        if len(turns) >= 3:
+            time.sleep(2.5)  # what the runtime would take
+        return step(stage, works)
+
+    monkeypatch.setattr("sluice.stage.worker.step", tired_step)
+    worker, stop = Worker(settings), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(worker.run, stop)
+        until(lambda: ended.done() or answers.at_least(unique, 4), 90)
+        stop.set()
+        ended.result(60)
+    assert answers.of(unique) == Counter(range(4))
+    assert turns == [0, 1, 2, 0, 1, 2, 3], "all in the transaction was done again, then each batch had one of its own"
 
 
 @pytest.mark.parametrize("delivery", BOTH)
