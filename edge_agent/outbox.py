@@ -4,7 +4,8 @@ An own final answer leaves when both happened. An offload leaves when its final 
 meanwhile the device answers provisionally when the link is down or time is up. An offload that was never receipted
 when its time is over becomes a prediction of its best exit, which goes up in its stead; the order of
 `sluice.predictions` decides what is final, so the device tells it as final when it comes back from there. An audit
-(`audit.py`) leaves with its receipt: nobody waits for an answer.
+(`audit.py`) leaves with its receipt: nobody waits for an answer. What is receipted and still waits leaves its tensors
+behind: it is never sent again, and a stage may be down for days.
 
 An answer that was forgotten on its way down is asked for: `overdue` says of which samples, `asked` takes what was told.
 
@@ -17,6 +18,7 @@ and the store; `after_commit` is the only place that publishes.
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
@@ -42,6 +44,8 @@ PATIENCE_MOST = 6
 receipts, and what is sent again meanwhile only waits at the broker, to come to Kafka as repeats."""
 TTL_GRAIN_MS = 10
 """A wait that is shorter is not written into an offload, which would have to be decoded and encoded for it."""
+ENTRY_BYTES = 500
+"""What an outcome takes in memory beside its payload, roughly: many small ones are bounded as well."""
 ACKS_MOST = 32
 """Answers from above that wait to be acknowledged until the store is durable; at this number it is made so at once."""
 _outcomes, _answers = cache(metrics.EDGE_OUTCOMES.labels), cache(metrics.EDGE_ANSWERS.labels)
@@ -62,6 +66,12 @@ class Entry:
     told: bool = False
     """The final answer was taken by the sensor broker; for one from above: it is here and being told."""
     told_provisionally: bool = False
+    lean: bool = False
+    """The tensors are gone: what is left waits for its answer."""
+
+    @property
+    def size(self) -> int:
+        return len(self.payload) + ENTRY_BYTES
 
 
 class Outbox:
@@ -75,7 +85,7 @@ class Outbox:
         self.topics = MqttTopics(settings.topic_prefix)
         self.counters: Counter[str] = Counter()
         self.bytes = 0
-        """Payload bytes of what is not receipted."""
+        """What all of it takes, `ENTRY_BYTES` each beside its payload."""
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._unsent: deque[int] = deque()
         self._sent: OrderedDict[int, float] = OrderedDict()
@@ -89,7 +99,8 @@ class Outbox:
         """Of each model: bundle and label that went up last, and when it is to go up again though it is the same.
         Nothing while anything else may be the last that is known above."""
         self._timeouts: deque[tuple[float, int]] = deque()
-        self._expiries: deque[tuple[float, int]] = deque()
+        self._expiries: list[tuple[float, int]] = []
+        """A heap: what an earlier run left may have had longer."""
         self._late = Late(settings.ask_after_s)
         self._to_tell: deque[tuple[Prediction, bytes]] = deque()
         """Answers, and as they are encoded."""
@@ -111,11 +122,13 @@ class Outbox:
             audit = outcome.audit is not None
             waits = not audit and (isinstance(outcome, Offload) or outcome.reason == "expired")
             told = row.told or audit
-            self._entries[row.seq] = Entry(row.kind, row.payload, now, waits, outcome.model, row.receipted, told)
+            entry = Entry(row.kind, row.payload, now, waits, outcome.model, row.receipted, told)
+            self._entries[row.seq] = entry
+            self.bytes += entry.size
             if not row.receipted:
-                self.bytes += len(row.payload)
                 self._unsent.append(row.seq)
             if isinstance(outcome, Offload):
+                entry.lean = not outcome.tensors
                 self._expect(outcome, now)
             elif waits:
                 self._late.add([row.seq], now)
@@ -141,9 +154,9 @@ class Outbox:
             entry = Entry(kind, payload, now, waits, outcome.model, told=audit)
             self._entries[outcome.seq] = entry
             self.store.put(outcome.seq, kind, payload)
+            self.bytes += entry.size
             if self._goes_up(outcome, now):
                 self._unsent.append(outcome.seq)
-                self.bytes += len(payload)
             else:
                 entry.receipted = True
                 self.store.set_receipted(outcome.seq)
@@ -158,7 +171,7 @@ class Outbox:
         """There is to be an answer in time, unless it is an audit."""
         if offload.audit is None:
             self._timeouts.append((now + self.settings.answer_timeout_s, offload.seq))
-            self._expiries.append((now + offload.ttl_ms / 1000, offload.seq))
+            heapq.heappush(self._expiries, (now + offload.ttl_ms / 1000, offload.seq))
 
     def _goes_up(self, outcome: Outcome, now: float) -> bool:
         """Whether anyone above is to hear of it."""
@@ -178,17 +191,30 @@ class Outbox:
         """These samples' outcomes are in Kafka."""
         if self._patience_s > self.settings.receipt_timeout_s:
             self.link_is_up()  # the first receipt after a long time: those of the others are on their way
+        overdue = monotonic() - self.settings.answer_timeout_s
         for seq in seqs:
             self._sent.pop(seq, None)
             entry = self._entries.get(seq)
             if entry is None or entry.receipted:
                 continue
             entry.receipted = True
-            self.bytes -= len(entry.payload)
             if entry.told and not entry.waits:  # one from above is only being told yet; `published` finishes it
                 self._finish(seq)
-            else:
-                self.store.set_receipted(seq)
+                continue
+            self.store.set_receipted(seq)
+            if entry.born <= overdue or 2 * self.bytes > self.settings.outbox_bytes:
+                self._make_lean(seq, entry)  # else when its answer is overdue: mostly it comes before
+
+    def _make_lean(self, seq: int, entry: Entry) -> None:
+        """Keep of an offload that is in Kafka what is still needed: whose it is, and what its exits thought."""
+        if entry.kind != "offload" or entry.lean:
+            return
+        offload = messages.decode(entry.payload)
+        assert isinstance(offload, Offload)
+        self.bytes -= entry.size
+        entry.lean, entry.payload = True, messages.encode(replace(offload, tensors=()))
+        self.bytes += entry.size
+        self.store.set_payload(seq, entry.payload)
 
     def answer(self, prediction: Prediction, incoming: Incoming | None = None) -> None:
         """An answer from above; a repeat, or one for a sample that is finished, is counted and not shown.
@@ -268,8 +294,10 @@ class Outbox:
             _, seq = self._timeouts.popleft()
             if (entry := self._entries.get(seq)) is not None:
                 self._answer_provisionally(entry, "timeout" if up else "offline")
+                if entry.receipted:
+                    self._make_lean(seq, entry)
         while self._expiries and self._expiries[0][0] <= now:
-            _, seq = self._expiries.popleft()
+            _, seq = heapq.heappop(self._expiries)
             entry = self._entries.get(seq)
             if entry is not None and not entry.receipted and entry.kind == "offload":
                 self._expire(seq, entry)
@@ -391,8 +419,7 @@ class Outbox:
     def _finish(self, seq: int) -> None:
         entry = self._entries.pop(seq)
         self._sent.pop(seq, None)
-        if not entry.receipted:
-            self.bytes -= len(entry.payload)
+        self.bytes -= entry.size
         self.store.remove(seq)
         for incoming in self._from_above.pop(seq, ()):
             self._acknowledge(incoming)
@@ -402,15 +429,11 @@ class Outbox:
         dropped = []
         over = self.bytes - self.settings.outbox_bytes
         for seq, entry in self._entries.items():
-            if now - entry.born > self.settings.outbox_age_s:
-                dropped.append(seq)
-            elif over <= 0 or seq == next(reversed(self._entries)):
+            full = over > 0 and seq != next(reversed(self._entries))
+            if not full and now - entry.born <= self.settings.outbox_age_s:
                 break
-            elif not entry.receipted:  # one that is receipted only waits for its answer and takes no room
-                dropped.append(seq)
-            else:
-                continue
-            over -= 0 if entry.receipted else len(entry.payload)
+            dropped.append(seq)
+            over -= entry.size
         for seq in dropped:
             self._last_up.pop(self._entries[seq].model, None)
             self._finish(seq)

@@ -105,7 +105,8 @@ class EdgeSettings(RoomSettings):
     report_interval_s: Seconds = Field(default=60.0, gt=0)
     """Least time between two reports that only bring newer counters."""
     outbox_bytes: int = Field(default=64_000_000, ge=1)
-    """Largest size of the outbox; beyond it the oldest outcomes are dropped, counted and reported."""
+    """Largest size of the outbox, where an outcome counts for half a kilobyte more than its message; beyond it the
+    oldest are dropped, counted and reported."""
     outbox_age_s: Seconds = Field(default=7 * 24 * 3600.0, gt=0)
     """Longest stay in the outbox; older outcomes are dropped, counted and reported."""
     message_limit_bytes: int = MAX_MESSAGE_BYTES

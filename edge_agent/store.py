@@ -176,6 +176,10 @@ class Store:
         """The outcome is in Kafka; what is left of it here waits for its answer."""
         self._write("UPDATE outbox SET receipted = 1 WHERE seq = ?", seq)
 
+    def set_payload(self, seq: int, payload: bytes) -> None:
+        """Keep less of an outcome; nothing depends on when this becomes durable."""
+        self._write("UPDATE outbox SET payload = ? WHERE seq = ?", payload, seq)
+
     def set_told(self, seq: int) -> None:
         """The final answer was told; what is left of it here waits for its receipt."""
         self._write("UPDATE outbox SET told = 1 WHERE seq = ?", seq)

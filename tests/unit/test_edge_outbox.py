@@ -1,5 +1,6 @@
 """The outbox: nothing leaves before it may, nothing is told twice, nothing is told provisionally after it was final."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from edge_agent import outbox as outbox_module
 from sluice.wire import messages
-from sluice.wire.messages import Audit, Offload, Prediction
+from sluice.wire.messages import Audit, Offload, Prediction, Tensor
 from tests.unit.edge_stand_ins import Clock, Device, answer_to
 
 Make = Callable[..., Device]
@@ -390,18 +391,71 @@ def test_a_single_outcome_that_is_too_large_stays(make: Make) -> None:
     assert device.uplink.take() == [hard] and device.outbox.counters["outbox_dropped"] == 0
 
 
-def test_what_is_receipted_takes_no_room(make: Make) -> None:
-    """It is in Kafka and waits for its answer: to drop it would free nothing and hide the answer from the user."""
-    device = make()
-    safe = device.offload()
-    device.add(safe)
-    device.outbox.receipt([safe.seq])
-    device.outbox.settings = device.settings.model_copy(update={"outbox_bytes": 10})
-    device.add(device.offload(), device.offload())
-    assert safe.seq in [seq for seq, _ in device.kept()] and device.outbox.counters["outbox_dropped"] == 1
-    device.hear(answer_to(safe))
+def large(device: Device, size: int = 10_000) -> Offload:
+    return device.offload(tensors=(Tensor("h", "int8", (size,), 0.0, 0, "raw", secrets.token_bytes(size)),))
+
+
+@pytest.mark.parametrize("first", ["receipt", "timeout", "many"])
+def test_of_what_is_receipted_only_what_is_still_needed_stays(make: Make, clock: Clock, first: str) -> None:
+    """A stage is down, the gateway is not: what waits for its answer waits without its tensors, here and in the store."""
+    device = make(outbox_bytes=15_000 if first == "many" else 100_000)
+    hard = large(device)
+    device.add(hard)
+    if first == "timeout":
+        clock.forward(5.1)
+        device.turn()
+    device.outbox.receipt([hard.seq])
+    if first == "receipt":
+        assert device.outbox.bytes > 10_000, "an answer may come at once: until then it is not worth the work"
+        clock.forward(5.1)
     device.turn()
-    assert seqs(device.sensor_takes()) == [safe.seq]
+    again = device.restart()
+    for one in (device, again):
+        assert one.outbox.bytes < 1000
+    (row,) = again.store.rows()
+    assert row.receipted and messages.decode(row.payload) == replace(hard, tensors=())
+    clock.forward(5.1)
+    again.turn()
+    (told,) = again.sensor_takes()
+    assert (told.seq, told.status, told.label) == (hard.seq, "provisional", 1), "its exits' beliefs are still here"
+    answer = answer_to(hard)
+    again.hear(answer)
+    again.turn()
+    assert again.sensor_takes() == [answer] and again.uplink.sent == []
+    again.turn()
+    assert again.kept() == [] and again.outbox.bytes == 0
+    again.store.close()
+
+
+def test_what_waits_for_its_answer_is_bounded_too(make: Make, clock: Clock) -> None:
+    """The oldest go: it is in Kafka, so only the device misses its answer."""
+    device = make(outbox_bytes=200_000, uplink_in_flight=1000)
+    hard = [large(device) for _ in range(1000)]
+    for one in hard:
+        device.add(one)
+        device.outbox.receipt([one.seq])
+        assert device.outbox.bytes <= 200_000
+    device.turn()
+    kept = [seq for seq, _ in device.kept()]
+    assert kept == seqs(hard)[-len(kept) :] and len(kept) > 100, "without their tensors many have room"
+    assert device.outbox.counters["outbox_dropped"] == len(hard) - len(kept)
+    assert (device.folder / "store.sqlite").stat().st_size < 1_000_000
+
+
+def test_a_small_outcome_takes_more_room_than_its_bytes(make: Make) -> None:
+    device = make(up=False, outbox_bytes=50_000)
+    device.add(*(device.own_final() for _ in range(1000)))
+    assert len(device.outbox) < 100
+
+
+def test_a_short_time_to_live_does_not_wait_behind_a_longer_one(make: Make, clock: Clock) -> None:
+    """As after a restart with another setting."""
+    device = make(up=False)
+    device.add(device.offload(ttl_ms=3_600_000), short := device.offload(ttl_ms=60_000))
+    assert device.outbox.next_due() == pytest.approx(clock.now + 5)
+    clock.forward(61)
+    device.turn()
+    assert device.kept()[1] == (short.seq, "prediction") and device.outbox.counters["expired"] == 1
 
 
 def test_beyond_its_age_the_oldest_are_dropped_and_counted(make: Make) -> None:
