@@ -397,7 +397,7 @@ def large(device: Device, size: int = 10_000) -> Offload:
 
 @pytest.mark.parametrize("first", ["receipt", "timeout", "many"])
 def test_of_what_is_receipted_only_what_is_still_needed_stays(make: Make, clock: Clock, first: str) -> None:
-    """A stage is down, the gateway is not: what waits for its answer waits without its tensors, here and in the store."""
+    """A stage is down, the gateway is not: what waits for its answer waits without its tensors."""
     device = make(outbox_bytes=15_000 if first == "many" else 100_000)
     hard = large(device)
     device.add(hard)
@@ -427,7 +427,7 @@ def test_of_what_is_receipted_only_what_is_still_needed_stays(make: Make, clock:
     again.store.close()
 
 
-def test_what_waits_for_its_answer_is_bounded_too(make: Make, clock: Clock) -> None:
+def test_what_waits_for_its_answer_is_bounded_too(make: Make) -> None:
     """The oldest go: it is in Kafka, so only the device misses its answer."""
     device = make(outbox_bytes=200_000, uplink_in_flight=1000)
     hard = [large(device) for _ in range(1000)]
