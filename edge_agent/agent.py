@@ -178,7 +178,8 @@ class Agent:
             for one in made:
                 works.setdefault(one.model, []).append(Work(self._offload(one), one.tensors))
         for name, batch in works.items():
-            self.outbox.add(self._outcomes(self.models[name], batch))
+            for refused in self.outbox.add(self._outcomes(self.models[name], batch)):
+                self._refuse(*refused)
             self.changes.judge(name)
 
     def _offload(self, complete: Complete) -> Offload:

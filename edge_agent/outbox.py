@@ -10,7 +10,9 @@ behind: it is never sent again, and a stage may be down for days.
 An answer that was forgotten on its way down is asked for: `overdue` says of which samples, `asked` takes what was told.
 
 Predictions may go up together, or only when their label changes: a setting by model. What goes up, alone or in company,
-is receipted sample by sample; what does not go up at all counts as receipted from the beginning.
+is receipted sample by sample; what does not go up at all counts as receipted from the beginning. What is too large is
+not sent: an offload is answered by its best exit. What gets no receipt though others do is sent ever more rarely, and
+holds no place meanwhile.
 
 Everything here belongs to the main loop's thread. Most calls only change memory
 and the store; `after_commit` is the only place that publishes.
@@ -42,6 +44,10 @@ TELLING_MOST = 1000
 PATIENCE_MOST = 6
 """Times `receipt_timeout_s` after which an outcome is sent again at the latest. While Kafka is away a gateway gives no
 receipts, and what is sent again meanwhile only waits at the broker, to come to Kafka as repeats."""
+LATE_MOST = 5
+"""Times that an outcome gets no receipt while others do; then it is set aside, each time for twice as long."""
+ASIDE_MOST_S = 3600.0
+"""Longest time that it is set aside."""
 TTL_GRAIN_MS = 10
 """A wait that is shorter is not written into an offload, which would have to be decoded and encoded for it."""
 ENTRY_BYTES = 500
@@ -68,6 +74,11 @@ class Entry:
     told_provisionally: bool = False
     lean: bool = False
     """The tensors are gone: what is left waits for its answer."""
+    again: bool = False
+    """It was sent more than once."""
+    late: int = 0
+    """Times that its receipt did not come though others did."""
+    aside: bool = False
 
     @property
     def size(self) -> int:
@@ -89,6 +100,10 @@ class Outbox:
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._unsent: deque[int] = deque()
         self._sent: OrderedDict[int, float] = OrderedDict()
+        self._heard = 0.0
+        """When the last receipt came."""
+        self._aside: list[tuple[float, int]] = []
+        """A heap: when what was set aside is sent again."""
         self._patience_s = settings.receipt_timeout_s
         """How long a receipt is waited for: the longer, the longer none at all has come."""
         self._batch: list[int] = []
@@ -138,11 +153,26 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, outcomes: Iterable[Outcome]) -> None:
-        """New outcomes, each of a sample of its own."""
+    def add(self, outcomes: Iterable[Outcome]) -> list[tuple[str, str, bytes]]:
+        """New outcomes, each of a sample of its own.
+
+        Returns what is to be refused, since it is too large to go up: (reason, model, the outcome as it is encoded).
+        """
         now = monotonic()
+        refused: list[tuple[str, str, bytes]] = []
         for outcome in outcomes:
             payload = messages.encode(outcome)
+            fits = len(payload) <= self.settings.message_limit_bytes
+            if not fits:
+                limit = self.settings.message_limit_bytes
+                reason = f"{outcome.model}: message of {len(payload)} bytes is over the limit of {limit}"
+                instead = self._answer_instead(outcome, reason)
+                if instead is None:
+                    refused.append((reason, outcome.model, payload))
+                    if isinstance(outcome, Offload):
+                        continue
+                else:
+                    outcome, payload, fits = instead, messages.encode(instead), True
             audit = outcome.audit is not None
             if isinstance(outcome, Prediction):
                 kind = "prediction"
@@ -155,7 +185,7 @@ class Outbox:
             self._entries[outcome.seq] = entry
             self.store.put(outcome.seq, kind, payload)
             self.bytes += entry.size
-            if self._goes_up(outcome, now):
+            if fits and self._goes_up(outcome, now):
                 self._unsent.append(outcome.seq)
             else:
                 entry.receipted = True
@@ -166,6 +196,17 @@ class Outbox:
             if kind == "offload" and not self.uplink.up.is_set():
                 self._answer_provisionally(entry, "offline")
         self._bound(now)
+        return refused
+
+    def _answer_instead(self, outcome: Outcome, reason: str) -> Prediction | None:
+        """What the best exit says of an offload that is too large to go up, if there is anything."""
+        if not isinstance(outcome, Offload):
+            return None
+        if not self.counters["offloads_too_large"]:
+            log.error("offloads are answered on the device: %s", reason)
+        self.counters["offloads_too_large"] += 1
+        belief = best_belief(outcome) if outcome.audit is None else None
+        return None if belief is None else predict(outcome, belief, "edge", "final", "offline")
 
     def _expect(self, offload: Offload, now: float) -> None:
         """There is to be an answer in time, unless it is an audit."""
@@ -191,7 +232,8 @@ class Outbox:
         """These samples' outcomes are in Kafka."""
         if self._patience_s > self.settings.receipt_timeout_s:
             self.link_is_up()  # the first receipt after a long time: those of the others are on their way
-        overdue = monotonic() - self.settings.answer_timeout_s
+        self._heard = monotonic()
+        overdue = self._heard - self.settings.answer_timeout_s
         for seq in seqs:
             self._sent.pop(seq, None)
             entry = self._entries.get(seq)
@@ -209,8 +251,7 @@ class Outbox:
         """Keep of an offload that is in Kafka what is still needed: whose it is, and what its exits thought."""
         if entry.kind != "offload" or entry.lean:
             return
-        offload = messages.decode(entry.payload)
-        assert isinstance(offload, Offload)
+        offload = _offload_of(entry)
         self.bytes -= entry.size
         entry.lean, entry.payload = True, messages.encode(replace(offload, tensors=()))
         self.bytes += entry.size
@@ -311,11 +352,20 @@ class Outbox:
         full = len(self._sent) + len(self._batch) >= self.settings.uplink_in_flight
         return full or len(self._telling) >= TELLING_MOST
 
+    @property
+    def _places(self) -> int:
+        """How many may be in flight: one more when the oldest was sent again. Its receipt tells what is under way and
+        never gets one from a link that is silent."""
+        again = bool(self._sent) and self._entries[next(iter(self._sent))].again
+        return self.settings.uplink_in_flight + again
+
     def next_due(self) -> float:
         """The monotonic time of the next thing that `tick` or `after_commit` has to do."""
         due = [queue[0][0] for queue in (self._timeouts, self._expiries) if queue]
         if self._sent and self.uplink.up.is_set():
             due.append(next(iter(self._sent.values())) + self._patience_s)
+        if self._aside and self.uplink.up.is_set():
+            due.append(self._aside[0][0])
         if self._batch and self.uplink.up.is_set():
             due.append(self._batch_due)
         return min(due, default=monotonic() + 1.0)
@@ -333,14 +383,8 @@ class Outbox:
         if not self.uplink.up.is_set():
             return
         now = monotonic()
-        late = []
-        while self._sent and next(iter(self._sent.values())) + self._patience_s <= now:
-            late.append(self._sent.popitem(last=False)[0])
-        if late:
-            self._unsent.extendleft(reversed(late))
-            self.counters["outcomes_sent_again"] += len(late)
-            self._patience_s = min(2 * self._patience_s, PATIENCE_MOST * self.settings.receipt_timeout_s)
-        while self._unsent and len(self._sent) + len(self._batch) < self.settings.uplink_in_flight:
+        self._take_back(now)
+        while self._unsent and len(self._sent) + len(self._batch) < self._places:
             seq = self._unsent.popleft()
             entry = self._entries.get(seq)
             if entry is None or entry.receipted:
@@ -352,6 +396,37 @@ class Outbox:
         full = len(self._sent) + len(self._batch) >= self.settings.uplink_in_flight
         if self._batch and (full or now >= self._batch_due):
             self._send_batch(now)
+
+    def _take_back(self, now: float) -> None:
+        """What has waited for its receipt for too long, or was set aside long enough, is to be sent again."""
+        late = []
+        while self._sent and next(iter(self._sent.values())) + self._patience_s <= now:
+            seq, since = self._sent.popitem(last=False)
+            if not self._set_aside(seq, since, now):
+                late.append(seq)
+        while self._aside and self._aside[0][0] <= now:
+            _, seq = heapq.heappop(self._aside)
+            if (entry := self._entries.get(seq)) is not None and entry.aside:
+                entry.aside = False
+                self._unsent.appendleft(seq)
+        if late:
+            self._unsent.extendleft(reversed(late))
+            self.counters["outcomes_sent_again"] += len(late)
+            self._patience_s = min(2 * self._patience_s, PATIENCE_MOST * self.settings.receipt_timeout_s)
+
+    def _set_aside(self, seq: int, since: float, now: float) -> bool:
+        """Whether an outcome that was sent at `since` and got no receipt is to wait, since others get theirs."""
+        entry = self._entries[seq]
+        entry.again = True
+        entry.late += self._heard >= since
+        entry.aside = entry.late >= LATE_MOST and self._heard >= since
+        if entry.aside:
+            wait_s = self.settings.receipt_timeout_s * 2 ** (entry.late - LATE_MOST + 1)
+            heapq.heappush(self._aside, (now + min(wait_s, ASIDE_MOST_S), seq))
+            if entry.late == LATE_MOST:
+                self.counters["outcomes_set_aside"] += 1
+                log.error("%s %d gets no receipt though others do: it is sent ever more rarely", entry.kind, seq)
+        return entry.aside
 
     def _gather(self, seq: int, entry: Entry, now: float) -> None:
         """Keep a prediction for others to come; send them when they are enough."""
@@ -384,16 +459,14 @@ class Outbox:
         waited_ms = int((now - entry.born) * 1000)
         if entry.kind != "offload" or waited_ms < TTL_GRAIN_MS:
             return entry.payload
-        offload = messages.decode(entry.payload)
-        assert isinstance(offload, Offload)
+        offload = _offload_of(entry)
         return messages.encode(replace(offload, ttl_ms=max(1, offload.ttl_ms - waited_ms)))
 
     def _answer_provisionally(self, entry: Entry, reason: Reason) -> None:
         if entry.kind != "offload" or entry.told or entry.told_provisionally:
             return
         entry.told_provisionally = True
-        offload = messages.decode(entry.payload)
-        assert isinstance(offload, Offload)
+        offload = _offload_of(entry)
         belief = best_belief(offload)
         if belief is not None:
             told = predict(offload, belief, "edge", "provisional", reason)
@@ -401,8 +474,7 @@ class Outbox:
             self.counters[f"provisional_{reason}"] += 1
 
     def _expire(self, seq: int, entry: Entry) -> None:
-        offload = messages.decode(entry.payload)
-        assert isinstance(offload, Offload)
+        offload = _offload_of(entry)
         belief = best_belief(offload)
         if belief is None or entry.told:
             return
@@ -411,8 +483,9 @@ class Outbox:
         self.bytes += len(payload) - len(entry.payload)
         entry.kind, entry.payload = "prediction", payload
         self.store.put(seq, entry.kind, payload)
-        if self._sent.pop(seq, None) is not None:
+        if self._sent.pop(seq, None) is not None or entry.aside:
             self._unsent.append(seq)
+            entry.aside, entry.late = False, 0
         self._last_up.pop(entry.model, None)
         self.counters["expired"] += 1
 
@@ -441,3 +514,9 @@ class Outbox:
             self.counters["outbox_dropped"] += len(dropped)
             metrics.EDGE_DROPPED.inc(len(dropped))
             log.error("outbox is full: %d oldest outcomes dropped", len(dropped))
+
+
+def _offload_of(entry: Entry) -> Offload:
+    offload = messages.decode(entry.payload, len(entry.payload))
+    assert isinstance(offload, Offload)
+    return offload

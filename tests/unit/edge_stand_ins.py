@@ -47,7 +47,7 @@ class Door:
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
         assert qos == 1 and not retain
         mid = next(_mids)
-        self.sent += [(mid, topic, outcome) for outcome in messages.decode_all(payload)]
+        self.sent += [(mid, topic, outcome) for outcome in messages.decode_all(payload, len(payload))]
         return mid
 
     def ack(self, message: Incoming) -> None:

@@ -650,9 +650,12 @@ def test_what_may_have_changed_the_last_label_above_lets_the_next_one_through(ma
 
 
 def test_while_no_receipt_comes_at_all_it_is_sent_again_ever_more_rarely(make: Make, clock: Clock) -> None:
-    """Kafka away behind a gateway for ten minutes; the first receipt after it brings back the usual patience."""
+    """Kafka away behind a gateway for ten minutes; the first receipt after it brings back the usual patience.
+
+    One more than usual goes up, since its receipt would show that the others are refused, each time.
+    """
     device = make(uplink_in_flight=2, receipt_timeout_s=10)
-    own = [device.own_final() for _ in range(3)]
+    own = [device.own_final() for _ in range(5)]
     device.add(*own)
     assert seqs(device.uplink.take()) == [own[0].seq, own[1].seq]
     again = []
@@ -660,12 +663,110 @@ def test_while_no_receipt_comes_at_all_it_is_sent_again_ever_more_rarely(make: M
         clock.forward(1)
         device.turn()
         if found := seqs(device.uplink.take()):
-            assert found == [own[0].seq, own[1].seq], "the oldest, in order"
+            assert found == seqs(own[:3]), "the oldest, in order"
             again.append(second)
     assert again[:4] == [10, 30, 70, 130] and len(again) == 11
-    device.outbox.receipt([own[0].seq])
+    device.outbox.receipt(seqs(own[:2]))
     device.turn()
-    assert seqs(device.uplink.take()) == [own[2].seq]
+    assert seqs(device.uplink.take()) == seqs(own[3:]), "in order"
+    device.outbox.receipt([own[4].seq])
     clock.forward(10)
     device.turn()
-    assert seqs(device.uplink.take()) == [own[1].seq, own[2].seq]
+    assert seqs(device.uplink.take()) == seqs(own[2:4])
+    assert device.outbox.counters["outcomes_set_aside"] == 0
+
+
+@pytest.mark.parametrize("limit", [2_000, 3_000_000])
+def test_an_offload_that_is_too_large_is_answered_by_the_best_exit(make: Make, limit: int) -> None:
+    """No gateway would take it. One that may be larger than messages commonly are is an offload like any other."""
+    device = make(message_limit_bytes=limit, up=False)
+    hard = large(device, 1_200_000)
+    assert device.outbox.add([hard]) == []
+    device.turn()
+    device.clock.forward(1)
+    device.uplink.up.set()
+    if limit > 1_200_000:
+        device.turn()
+        assert device.uplink.take() == [replace(hard, ttl_ms=59_000)]
+        device.outbox.receipt([hard.seq])
+        device.clock.forward(5)
+        device.turn()
+        assert device.outbox.bytes < 1000
+        return
+    device.turn()
+    (told,) = device.sensor_takes()
+    assert (told.seq, told.status, told.label, told.tier) == (hard.seq, "final", 1, "edge")
+    assert device.uplink.take() == [told] and device.outbox.counters["offloads_too_large"] == 1
+    device.outbox.receipt([hard.seq])
+    device.turn()
+    assert device.kept() == [], "nobody above knows of it: there is nothing to wait for"
+
+
+def test_what_is_too_large_and_knows_no_answer_is_refused(make: Make) -> None:
+    device = make(message_limit_bytes=2_000)
+    raw = replace(large(device), beliefs=(), next_segment=0)
+    audit = replace(large(device), audit=Audit(of=1, exit=0, label=0))
+    refused = device.outbox.add([raw, audit])
+    assert [(origin, data) for _, origin, data in refused] == [("columns", messages.encode(o)) for o in (raw, audit)]
+    assert all("over the limit of 2000" in reason for reason, _, _ in refused)
+    device.turn()
+    assert len(device.outbox) == 0 and device.kept() == [] and device.uplink.sent == device.sensor.sent == []
+
+
+def test_an_own_answer_that_is_too_large_is_told_and_refused(make: Make) -> None:
+    device = make(message_limit_bytes=2_000)
+    own = device.own_final(outputs=bytes(10_000))
+    ((reason, origin, _),) = device.outbox.add([own])
+    assert "over the limit of 2000" in reason and origin == "columns"
+    device.turn()
+    assert device.uplink.sent == [] and device.sensor_takes() == [own]
+    device.turn()
+    assert device.kept() == []
+
+
+def test_what_never_gets_its_receipt_though_others_do_holds_no_place_for_ever(make: Make, clock: Clock) -> None:
+    """An old gateway refuses it each time and gives no receipt: it is kept, and sent ever more rarely."""
+    device = make(uplink_in_flight=4, sample_ttl_s=3600.0)
+    bad = [device.offload(beliefs=()) for _ in range(4)]
+    device.add(*bad)
+    sent, others = 0, 0
+    for second in range(4 * 3600):
+        if second % 10 == 0:
+            device.outbox.add([device.own_final()])
+        device.turn()
+        device.sensor_takes()
+        for one in device.uplink.take():
+            if one.seq in seqs(bad):
+                sent += 1
+            else:
+                others += 1
+                device.outbox.receipt([one.seq])
+        clock.forward(1)
+    assert others > 4 * 360 - 60 and sent < 4 * 20
+    assert device.outbox.counters["outcomes_set_aside"] == 4
+    assert [seq for seq, _ in device.kept()][:4] == seqs(bad), "nothing is lost: the gateway may be mended"
+    clock.forward(3600)
+    device.turn()
+    assert set(seqs(device.uplink.take())) >= set(seqs(bad))
+    device.outbox.receipt(seqs(bad))
+    device.turn()
+    assert not {*seqs(bad)} & device.outbox._sent.keys()
+
+
+def test_what_is_set_aside_expires_like_any_other(make: Make, clock: Clock) -> None:
+    device = make(uplink_in_flight=2, sample_ttl_s=3600.0)
+    bad = device.offload(ttl_ms=300_000)
+    device.add(bad)
+    while not device.outbox.counters["expired"]:
+        device.outbox.add([own := device.own_final()])
+        device.turn()
+        device.sensor_takes()
+        last = device.uplink.take()
+        device.outbox.receipt([own.seq])
+        clock.forward(5)
+        if device.outbox.counters["outcomes_set_aside"]:
+            assert own in last
+    assert device.outbox.counters["outcomes_set_aside"] == 1
+    assert [(o.seq, o.reason) for o in last if isinstance(o, Prediction) and o.reason == "expired"] == [
+        (bad.seq, "expired")
+    ]
