@@ -202,18 +202,21 @@ class Up:
             self._confirmed(delivery)
 
     def _records(self, delivery: Delivery) -> None:
-        """Write the records of a message; nothing is written when any of it is broken."""
+        """Write the records of a message; nothing is written when any of it is broken or another device's.
+
+        What is whole and can never be carried is receipted with its dead letter, or its device would send it for ever.
+        """
         incoming = delivery.incoming
         device, kind = self.topics.split(incoming.topic)
         if kind in names.OUTCOME_KINDS:
             heads = messages.heads(incoming.payload, self.settings.message_limit_bytes)
             for head in heads:
-                self._check(device, kind, head)
+                if head.device_id != device:
+                    raise PermanentError(f"outcome of {head.device_id!r} on the topic of {device!r}")
             for head in heads:
                 delivery.receipts.append((device, head.epoch, head.seq))
-                topic = self._topic_of(head)
+                topic, reason = self._topic_of(kind, head)
                 if topic is None:
-                    reason = f"no topic for tier {head.tier}, model {head.model}: it is made by a rollout"
                     self._dead_letter(delivery, reason, incoming.topic, head.value)
                 else:
                     self._write(delivery, topic, head.value, device)
@@ -235,19 +238,14 @@ class Up:
         else:
             raise PermanentError(f"nothing is known to do with {kind[:40]!r}")
 
-    @staticmethod
-    def _check(device: str, kind: str, head: Head) -> None:
-        if head.device_id != device:
-            raise PermanentError(f"outcome of {head.device_id!r} on the topic of {device!r}")
+    def _topic_of(self, kind: str, head: Head) -> tuple[str | None, str]:
+        """The Kafka topic of an outcome; None and the reason if there is none. The gateway makes no topic."""
         if head.message != kind:
-            raise PermanentError(f"a message on topic {kind!r} is none")
+            return None, f"a message on topic {kind!r} is none"
         if head.message == "offload" and head.tier == "edge":
-            raise PermanentError("offload is meant for the edge")
-
-    def _topic_of(self, head: Head) -> str | None:
-        """The Kafka topic of an outcome; None if it does not exist. The gateway makes no topic."""
+            return None, "offload is meant for the edge"
         if head.message == "prediction":
-            return names.PREDICTIONS
+            return names.PREDICTIONS, ""
         topic = names.offload_topic(head.tier, head.model)
         if topic not in self._known_topics and time.monotonic() >= self._topics_seen + TOPICS_AGE_S:
             while True:
@@ -258,7 +256,9 @@ class Up:
                     if self._stop.wait(0.1):
                         raise
             self._topics_seen = time.monotonic()
-        return topic if topic in self._known_topics else None
+        if topic not in self._known_topics:
+            return None, f"no topic for tier {head.tier}, model {head.model}: it is made by a rollout"
+        return topic, ""
 
     def _dead_letter(
         self,

@@ -175,8 +175,23 @@ def test_a_message_with_one_broken_record_is_written_as_a_dead_letter_only(way: 
     [("prediction", {}), ("offload", {"device_id": "another"}), ("offload", {"tier": "edge"})],
 )
 def test_what_stands_on_the_wrong_topic_is_a_dead_letter(way: Way, device: Device, kind: str, change: Any) -> None:
-    way.message(kind, device.offload(**change))
-    assert way.kafka.confirm() == [names.DEAD_LETTER] and way.receipted() == []
+    """What its own device sent is receipted: it would only send it again, for ever."""
+    wrong = device.offload(**change)
+    way.message(kind, wrong)
+    assert way.receipted() == []
+    assert way.kafka.confirm() == [names.DEAD_LETTER]
+    assert way.receipted() == ([] if "device_id" in change else [wrong.seq])
+
+
+def test_what_is_refused_takes_nothing_with_it(way: Way, device: Device) -> None:
+    own, wrong = device.own_final(), device.offload()
+    way.message("prediction", own, wrong)
+    assert [(topic, messages.decode(value)) for topic, value, _ in way.kafka.written] == [
+        (names.PREDICTIONS, own),
+        (names.DEAD_LETTER, wrong),
+    ]
+    way.kafka.confirm()
+    assert way.receipted() == [own.seq, wrong.seq] and way.free == 5
 
 
 def test_without_a_topic_a_dead_letter_and_a_receipt(way: Way, device: Device) -> None:
