@@ -45,6 +45,8 @@ LAZY_COMMIT_S = 0.3
 STOP_WITHIN_S = 5.0
 BEGUN_BYTES = 1000
 """What is kept of a reading that is too large, for its dead letter."""
+DRAIN_S = 2.0
+"""Longest time that work goes on after the agent was told to stop."""
 VERSION = version("sluice")
 
 
@@ -118,14 +120,38 @@ class Agent:
             if not self.store.dirty:
                 self._after_commit()
         self.watchdog.stopping()
-        self.mail.close()
+        self._drain()
         self.updater.close()
         self.asker.close()
-        self.models.stop()
         self.uplink.publish(self.topics.of(self.settings.device_id, "status"), self._status("offline"), retain=True)
         self.sensor.stop()
         self.uplink.stop()
         self.store.close()
+
+    def _drain(self) -> None:
+        """Work on the readings that are here already; make durable, acknowledge and tell what came of all of them.
+
+        What cannot be made durable comes again, but for readings of QoS 0: those come only once.
+        """
+        self.mail.close()
+        until = time.monotonic() + DRAIN_S
+        try:
+            self.store.commit()
+            while self.models.any_runs and time.monotonic() < until:
+                readings = self.mail.take_readings(self.settings.batch_most)
+                if not readings:
+                    break
+                self._infer(readings)
+            self.models.stop()
+            self.store.commit()
+        except TemporaryError as error:
+            log.error("stopping: %s; what is not durable comes again", error)
+            return
+        self._after_commit()
+        while self.outbox.tells and self.sensor.up.is_set() and (left := until - time.monotonic()) > 0:
+            for event in self.mail.take(left, or_reading=False, or_lazy=True):
+                if isinstance(event, int | Refused):
+                    self._handle(event)
 
     def _until_commit(self) -> float:
         """Seconds until what was done so far is to be made durable."""

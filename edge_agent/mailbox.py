@@ -65,6 +65,8 @@ class Mailbox:
         nbytes = len(reading.payload)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._has_room(nbytes))
+            if self._closed:
+                return
             self._readings.append(reading)
             self._nbytes += nbytes
             self._changed.notify_all()

@@ -347,6 +347,11 @@ class Outbox:
         self._bound(now)
 
     @property
+    def tells(self) -> bool:
+        """Whether there are answers that the sensor broker was given and has not taken yet."""
+        return bool(self._telling)
+
+    @property
     def waits_for_notices(self) -> bool:
         """Whether there is no going on without word of what was published: at the bounds of what is under way."""
         full = len(self._sent) + len(self._batch) >= self.settings.uplink_in_flight

@@ -136,9 +136,13 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
 
     def close(self) -> None:
-        """Commit and close; what cannot be written was not acknowledged to anyone."""
+        """Commit and close; what cannot be written was not acknowledged to anyone.
+
+        Nor is it written if the last commit failed: that comes again, and must not be here already.
+        """
         try:
-            self.commit()
+            if self._db.in_transaction:
+                self.commit()
         except TemporaryError as error:
             log.error("closing: %s; what is not durable comes again", error)
         self._db.close()

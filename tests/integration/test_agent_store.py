@@ -1,15 +1,23 @@
 """The agent and where it keeps things: a full disk, no disk, few writes, brokers that are silent when it stops."""
 
+import json
 import os
 import shutil
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from edge_agent.agent import Agent
+from edge_agent.settings import EdgeSettings
+from edge_agent.store import Store
+from sluice.daemon.settings import load
 from sluice.dev.processes import Processes
+from sluice.doors.mqtt import Incoming
+from sluice.wire import messages
 from tests.brokers.mosquitto import Mosquitto
 from tests.integration.edge_support import Above, MadeBundle, User, agent_settings, broker_of, until
 from tests.small_disk import fill, small_disk
@@ -130,6 +138,60 @@ def test_fewer_writes_for_more_latency_and_nothing_is_told_before_it_is_durable(
         written = until(lambda: above.reported[-1].counters.get("store_writes"))
         assert written < len(ids) / 4
         assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("interval_s", ["0", "6"])
+def test_an_orderly_stop_doubles_nothing(
+    made: MadeBundle, device: str, tmp_path: Path, processes: Processes, mosquitto: Mosquitto, interval_s: str
+) -> None:
+    """Readings without an id, not made durable yet when the agent is told to stop: each is a sample once."""
+    put_bundle(made, tmp_path / "data")
+    settings = agent_settings(made, device, tmp_path / "data", mosquitto) | {"EDGE_COMMIT_INTERVAL_S": interval_s}
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device))
+        agent = processes.start("agent", ["edge-agent"], settings)
+        runs(above, made)
+        for sample in made.samples[:10]:
+            user.measure(sample, None)
+        time.sleep(1)  # they are in the agent
+        assert agent.stop() == 0
+        agent.start()
+        user.measure(made.samples[10], "last")  # comes after whatever comes again
+        until(lambda: "last" in user.finals())
+        assert agent.stop() == 0
+        assert len({p.seq for p in user.heard if p.status == "final"}) == 11
+        until(lambda: len({o.seq for o in above.came}) == 11)
+
+
+def test_told_to_stop_it_works_on_what_it_has_taken_in(made: MadeBundle, device: str, tmp_path: Path) -> None:
+    """A reading of QoS 0 comes only once: one that is here is not thrown away."""
+    put_bundle(made, tmp_path / "data")
+    with Mosquitto() as mosquitto, User(broker_of(mosquitto), device) as user:
+        with Above(broker_of(mosquitto), device) as above:
+            above.desire(made.desired(device))
+            environment = agent_settings(made, device, tmp_path / "data", mosquitto)
+            with pytest.MonkeyPatch.context() as patched:
+                for name, value in environment.items():
+                    patched.setenv(name, value)
+                agent = Agent(load(EdgeSettings))
+            stop = threading.Event()
+            main = threading.Thread(target=agent.run, args=(stop,))
+            main.start()
+            runs(above, made)
+            with agent.mail._changed:  # the main loop sees nothing of it before it sees that it is to stop
+                for i in range(100):
+                    body = json.dumps({"values": made.samples[i % len(made.samples)].tolist(), "id": f"r{i}"})
+                    agent.mail.put_reading(Incoming(f"sluice/{device}/sensor/x", body.encode(), 0, False, i, 1))
+                stop.set()
+            main.join(10)
+            assert not main.is_alive()
+            again = Store(tmp_path / "data")
+            rows = list(again.rows())
+            again.close()
+            kept = {messages.decode(row.payload).source_id for row in rows}
+            until(lambda: {o.source_id for o in above.came} | kept == {f"r{i}" for i in range(100)})
+        until(lambda: set(user.finals()) >= {f"r{i}" for i in range(100) if i % len(made.samples) in made.easy})
+        assert not [row.seq for row in rows if row.kind == "prediction" and not row.told], "would be told again"
 
 
 def test_told_to_stop_while_both_brokers_are_silent_it_stops_within_five_seconds(
