@@ -293,7 +293,7 @@ def test_desired_state_is_retained_and_rubbish_among_it_is_passed_by(
     rubbish = [(device.name, f"no JSON for {device.name}".encode()), (f"../{device.name}", envelopes[0])]
     writer = KafkaWriter("test", KafkaCluster(bootstrap=kafka.bootstrap))
     writer.write_all(names.DESIRED, [(device.name, envelopes[0]), *rubbish, (device.name, envelopes[1])], 30)
-    until(lambda: [m.payload for m in device.desired] == envelopes)
+    until(lambda: [m.payload for m in device.desired][-1:] == [envelopes[1]])  # the older one may be told, or not
     until(lambda: gateway.log_lines("not passed on") == len(rubbish))
     assert letters.of(device.name) == [], "the results writer keeps it, once"
 
