@@ -76,7 +76,7 @@ def _broker(settings: EdgeSettings, broker: MqttBroker, role: str) -> str:
     door.start()
     try:
         if not door.up.wait(PATIENCE_S):
-            raise TemporaryError(f"{broker.host}:{broker.port} lets nobody in within {PATIENCE_S:g} s")
+            raise TemporaryError(f"{broker.host}:{broker.port} lets nobody in within {PATIENCE_S:g} s: {door.trouble}")
     finally:
         door.stop(forget=True)
     return f"{broker.host}:{broker.port}"

@@ -12,7 +12,9 @@ import logging
 import random
 import re
 import socket
+import ssl
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +37,15 @@ IN_FLIGHT = 100
 """QoS 1 messages under way at once; more was no faster."""
 MESSAGES = 16
 """Most that are handled in a row."""
+
+
+TAKEN_OVER = "Session taken over"
+"""MQTT 5: what a broker says to a client when another of the same name comes."""
+SHORT_S = 10.0
+SHORT_MOST = 5
+"""So many connections in a row that last no longer than `SHORT_S` are probably ended by another client of our name."""
+AGAIN_S = 60.0
+"""A reason that was told is not told again for this time."""
 
 
 class MqttBroker(BaseModel):
@@ -99,6 +110,17 @@ class _Client(paho.Client):
             self._packet_queue(paho.PUBACK, packets, 0, 1)
 
 
+def _in_words(error: BaseException, broker: MqttBroker) -> str:
+    """Why there is no connection."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: its certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) or (broker.tls_ca is not None and isinstance(error, ConnectionResetError)):
+        return f"TLS: {getattr(error, 'reason', None) or error}; does that port speak TLS?"
+    if isinstance(error, socket.gaierror):
+        return f"{broker.host}: {error.strerror}"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def _any_of(filters: Sequence[str]) -> Callable[[str], object]:
     """Whether a topic matches one of MQTT's filters; paho's own function takes longer than to read the message."""
     patterns = [re.escape(f).replace(r"\+", "[^/]*").replace(r"/\#", "(/.*)?").replace(r"\#", ".*") for f in filters]
@@ -138,9 +160,22 @@ class MqttDoor:
         self._subscriptions = list(subscriptions)
         self._asked_for = _any_of([re.sub(r"^\$share/[^/]+/", "", topic) for topic, _ in subscriptions])
         self._stopping = False
-        self._told_down = False
+        self.trouble = "no answer"
+        """Why the last try to connect came to nothing, or the connection ended."""
+        self._told: dict[str, float] = {}
+        """Reasons that were told, and when."""
+        self._told_now: set[str] = set()
+        """Those of them since the broker went away."""
+        self._counted_down = False
+        self._refused = False
+        self._connected_at = 0.0
+        self._short = 0
+        """Connections in a row that ended soon."""
+        self._news = True
+        """Whether it has to be said that the broker is there."""
         five = broker.version == 5
         self._clean = not keep_session
+        self._client_id = client_id
         self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -216,11 +251,16 @@ class MqttDoor:
         _properties: Properties | None,
     ) -> None:
         if reason.is_failure:
+            self._refused = True
             self._say_down(f"refused: {reason}")
             return
         self.generation += 1
-        self._told_down = False
-        log.info("%s: connected to MQTT broker %s:%d", self.name, self.broker.host, self.broker.port)
+        self._counted_down = False
+        self._connected_at = time.monotonic()
+        self._told_now.clear()
+        if self._news:
+            self._news = False
+            log.info("%s: connected to MQTT broker %s:%d", self.name, self.broker.host, self.broker.port)
         if self._subscriptions:
             client.subscribe(self._subscriptions)
         self.up.set()
@@ -228,7 +268,8 @@ class MqttDoor:
             self._on[1]()
 
     def _connect_failed(self, _client: paho.Client, _userdata: object) -> None:
-        self._say_down("no answer")
+        error = sys.exception()  # paho calls this while it handles what happened, and does not tell it
+        self._say_down("no answer" if error is None else _in_words(error, self.broker))
 
     def _disconnected(
         self,
@@ -243,15 +284,29 @@ class MqttDoor:
         self.generation += 1
         if self._stopping:
             return
-        self._say_down(str(reason))
+        if self._refused:  # that was told
+            self._refused = False
+            return
+        told = str(reason)
+        self._short = self._short + 1 if was_up and time.monotonic() - self._connected_at < SHORT_S else 0
+        if told == TAKEN_OVER or self._short >= SHORT_MOST:
+            told += f"; each connection soon ends: does another client use our name, {self._client_id!r}?"
+        self._say_down(told)
         if was_up and self._on[2]:
             self._on[2]()
 
     def _say_down(self, why: str) -> None:
-        """One line for each time that the broker goes away, not one for each try."""
-        if not self._told_down:
-            self._told_down = True
+        """One line for each time that the broker goes away and each reason, not one for each try; where it comes and
+        goes all the time, one in `AGAIN_S`."""
+        self.trouble = why
+        if not self._counted_down:
+            self._counted_down = True
             metrics.DOOR_DOWN.labels(door=self.name).inc()
+        now = time.monotonic()
+        if why not in self._told_now and now - self._told.get(why, -AGAIN_S) >= AGAIN_S:
+            self._told[why] = now
+            self._told_now.add(why)
+            self._news = True
             log.warning(
                 "%s: MQTT broker %s:%d is away (%s); trying again until it is back",
                 self.name,

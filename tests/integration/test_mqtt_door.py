@@ -5,6 +5,7 @@ import ipaddress
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,68 @@ def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
     file.write_text("a diary")
     with pytest.raises(PermanentError, match=f"sensor: tls_ca {file}: .*(?i:certificate)"):
         MqttDoor("sensor", MqttBroker(tls_ca=str(file)), "client")
+
+
+# paho leaves the socket of a handshake that failed to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"username": "a", "password": "wrong"}, "Not authorized"),
+        ({"port": free_port()}, "Connection refused"),
+        ({"host": "no-such-host.invalid"}, "no-such-host.invalid: "),
+        ({"tls_ca": ""}, "TLS: "),
+    ],
+)
+def test_why_a_broker_does_not_let_in_is_said(
+    change: dict[str, object],
+    why: str,
+    tls: TlsMosquitto,
+    tmp_path: Path,
+    unique: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if "tls_ca" in change:
+        change = {"tls_ca": str(tls.certificate)}
+    with Mosquitto(tmp_path, users={"a": "right"}) as server:
+        broker = MqttBroker.model_validate({"host": server.host, "port": server.port, **change})
+        door = MqttDoor("door", broker, unique, keep_session=False)
+        door.start()
+        until(lambda: why in caplog.text)
+        assert why in door.trouble and not door.up.is_set()
+        door.stop()
+
+
+def test_another_reason_is_said_too(tmp_path: Path, unique: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A password that was changed while the broker was away."""
+    with Mosquitto(tmp_path, users={"a": "right"}) as server:
+        broker = MqttBroker(host=server.host, port=server.port, username="a", password="right")
+        door = MqttDoor("door", broker, unique)
+        door.start()
+        assert door.up.wait(60)
+        server.stop()
+        until(lambda: "is away" in caplog.text)
+        server.users = {"a": "changed"}
+        server.start()
+        until(lambda: "refused: Not authorized" in caplog.text)
+        door.stop()
+
+
+def test_two_of_one_name_say_so_in_few_lines(tls: TlsMosquitto, unique: str, caplog: pytest.LogCaptureFixture) -> None:
+    """They throw one another out again and again."""
+    caplog.set_level("INFO", "sluice.doors.mqtt")
+    ups: list[str] = []
+    broker = MqttBroker(host=tls.host, port=tls.port)
+    doors = [MqttDoor(name, broker, unique, on_up=partial(ups.append, name)) for name in ("one", "other")]
+    for door in doors:
+        door.start()
+    until(lambda: len(ups) >= 20)
+    for door in doors:
+        door.stop()
+    for name in ("one", "other"):
+        said = [record.getMessage() for record in caplog.records if record.getMessage().startswith(f"{name}: ")]
+        assert len(said) <= 5, said
+        assert f"does another client use our name, {unique!r}?" in "".join(said)
 
 
 def test_whole_and_in_order(client: Callable[..., MqttDoor], unique: str) -> None:
