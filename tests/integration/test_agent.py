@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import secrets
 import shutil
 import signal
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from sluice.dev.processes import Process, Processes, free_port, sluice_command
+from sluice.doors.mqtt import Incoming, MqttDoor
 from sluice.stage.step import unpack
 from sluice.wire import bundle as bundles
 from sluice.wire.errors import PermanentError
 from sluice.wire.messages import Offload, Prediction
-from sluice.wire.state import DeadLetter, parse_state
+from sluice.wire.state import DeadLetter, DeviceStatus, parse_state
 from tests.brokers.mosquitto import Mosquitto
 from tests.integration.edge_support import (
     POINT,
@@ -51,6 +53,39 @@ def runs(above: Above, made: MadeBundle) -> None:
     """Wait until the device reports that it runs the bundle."""
     until(lambda: above.runs().bundle == made.digest)
     assert above.runs().operating_point == POINT
+
+
+def test_a_device_that_is_killed_is_told_to_be_offline(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    """By its last will, retained: those who come later are told as well."""
+
+    def told() -> str | None:
+        """What the broker keeps for one who comes now."""
+        heard: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        door = MqttDoor(
+            "late",
+            broker_of(mosquitto),
+            f"late-{secrets.token_hex(4)}",
+            subscriptions=[(f"sluice/{device}/status", 1)],
+            on_message=heard.put,
+        )
+        door.start()
+        try:
+            incoming = heard.get(timeout=30)
+        finally:
+            door.stop()
+        return parse_state(DeviceStatus, incoming.payload).status if incoming.retained else None
+
+    agent = start(processes, agent_settings(made, device, data, mosquitto))
+    until(lambda: told() == "online")
+    agent.kill()
+    until(lambda: told() == "offline")
+    agent.start()
+    agent.wait_ready()
+    until(lambda: told() == "online")
+    assert agent.stop() == 0
+    until(lambda: told() == "offline")
 
 
 @pytest.mark.parametrize("mode", ["each", "batches"])
