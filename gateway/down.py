@@ -88,7 +88,7 @@ class Down:
             f"sluice-{settings.name}-desired",
             on_end=lambda place, _offset: self._ended.add(place),
         )
-        self._newest: dict[bytes, Record] = {}
+        self._newest: dict[str, Record] = {}
         """Desired states to be told, by device, the newest that was read last."""
         self._ended: set[TopicPartition] = set()
         """Topic partitions of desired states that are read to their end."""
@@ -247,27 +247,19 @@ class Down:
         if not self._follows_desired or not self.door.up.is_set() or len(self._states) >= BATCH:
             return
         for record in self.desired.read(BATCH, 0.0):
-            key = record.key or b""
-            self._newest.pop(key, None)
-            self._newest[key] = record
+            try:
+                device = _device_of(record)
+            except PermanentError as error:  # what was desired before it still is
+                log.error("not passed on: %s", error, extra={"topic": record.topic, "offset": record.offset})
+                continue
+            self._newest.pop(device, None)
+            self._newest[device] = record
         over = len(self._newest) - NEWEST_MOST
-        for number, (key, record) in enumerate(list(self._newest.items())):
+        for number, (device, record) in enumerate(list(self._newest.items())):
             if number < over or (record.topic, record.partition) in self._ended:
-                del self._newest[key]
-                self._tell(record)
+                del self._newest[device]
+                self._states.add(self.door.publish(self.topics.of(device, "desired"), record.value, retain=True))
         self._ended.clear()
-
-    def _tell(self, record: Record) -> None:
-        try:
-            device = names.check_name("device", (record.key or b"").decode("ascii", "replace"))
-            if len(record.value) > MAX_STATE_BYTES:
-                raise PermanentError(f"desired state of {len(record.value)} bytes")
-            if record.value:
-                parse_state(Signed, record.value)
-        except PermanentError as error:
-            log.error("not passed on: %s", error, extra={"topic": record.topic, "offset": record.offset})
-            return
-        self._states.add(self.door.publish(self.topics.of(device, "desired"), record.value, retain=True))
 
     def _hear(self) -> None:
         """What the broker has taken is through, what it refuses is published again later, some times."""
@@ -331,3 +323,13 @@ def _overtaken(place: TopicPartition, lost: int) -> None:
     """Their devices ask the control plane for them."""
     metrics.GATEWAY_RETENTION.inc(lost)
     log.error("%s[%d]: retention took %d records before they were read", *place, lost)
+
+
+def _device_of(record: Record) -> str:
+    """The device of a desired state; `PermanentError` for what no device could read."""
+    device = names.check_name("device", (record.key or b"").decode("ascii", "replace"))
+    if len(record.value) > MAX_STATE_BYTES:
+        raise PermanentError(f"desired state of {len(record.value)} bytes")
+    if record.value:
+        parse_state(Signed, record.value)
+    return device
