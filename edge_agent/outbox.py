@@ -65,6 +65,9 @@ class Entry:
     kind: str
     payload: bytes
     born: float
+    """When its time to live began: when it was added, or this run of the agent began."""
+    kept: float
+    """When it was added; of what an earlier run left, long before this one began."""
     waits: bool
     """For an answer from above (else it is an own final answer)."""
     model: str
@@ -104,6 +107,10 @@ class Outbox:
         """When the last receipt came."""
         self._aside: list[tuple[float, int]] = []
         """A heap: when what was set aside is sent again."""
+        self._origin = 0.0
+        """The monotonic time at which the device had not run yet: what came at it has `Row.born` 0."""
+        self._say_again = 0.0
+        """When drops are logged again: while it is full there is one for each sample."""
         self._patience_s = settings.receipt_timeout_s
         """How long a receipt is waited for: the longer, the longer none at all has come."""
         self._batch: list[int] = []
@@ -132,12 +139,15 @@ class Outbox:
     def _load(self) -> None:
         """Take up what an earlier run left: what may not have been told or receipted is told and sent again."""
         now = monotonic()
+        self._origin = now - self.store.lived_s()
+        self.counters["outbox_dropped"] = int(self.store.fact("outbox_dropped") or 0)
         for row in self.store.rows():
             outcome = messages.decode(row.payload, limit=len(row.payload))
             audit = outcome.audit is not None
             waits = not audit and (isinstance(outcome, Offload) or outcome.reason == "expired")
             told = row.told or audit
-            entry = Entry(row.kind, row.payload, now, waits, outcome.model, row.receipted, told)
+            kept = self._origin + row.born
+            entry = Entry(row.kind, row.payload, now, kept, waits, outcome.model, row.receipted, told)
             self._entries[row.seq] = entry
             self.bytes += entry.size
             if not row.receipted:
@@ -181,9 +191,9 @@ class Outbox:
                 kind = "offload"
                 self._expect(outcome, now)
             waits = kind == "offload" and not audit
-            entry = Entry(kind, payload, now, waits, outcome.model, told=audit)
+            entry = Entry(kind, payload, now, now, waits, outcome.model, told=audit)
             self._entries[outcome.seq] = entry
-            self.store.put(outcome.seq, kind, payload)
+            self.store.put(outcome.seq, kind, payload, now - self._origin)
             self.bytes += entry.size
             if fits and self._goes_up(outcome, now):
                 self._unsent.append(outcome.seq)
@@ -508,7 +518,7 @@ class Outbox:
         over = self.bytes - self.settings.outbox_bytes
         for seq, entry in self._entries.items():
             full = over > 0 and seq != next(reversed(self._entries))
-            if not full and now - entry.born <= self.settings.outbox_age_s:
+            if not full and now - entry.kept <= self.settings.outbox_age_s:
                 break
             dropped.append(seq)
             over -= entry.size
@@ -517,8 +527,11 @@ class Outbox:
             self._finish(seq)
         if dropped:
             self.counters["outbox_dropped"] += len(dropped)
+            self.store.set_fact("outbox_dropped", str(self.counters["outbox_dropped"]).encode())
             metrics.EDGE_DROPPED.inc(len(dropped))
-            log.error("outbox is full: %d oldest outcomes dropped", len(dropped))
+            if now >= self._say_again:
+                self._say_again = now + self.settings.report_interval_s
+                log.error("outbox is full: oldest outcomes dropped, %d so far", self.counters["outbox_dropped"])
 
 
 def _offload_of(entry: Entry) -> Offload:

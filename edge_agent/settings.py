@@ -108,7 +108,7 @@ class EdgeSettings(RoomSettings):
     """Largest size of the outbox, where an outcome counts for half a kilobyte more than its message; beyond it the
     oldest are dropped, counted and reported."""
     outbox_age_s: Seconds = Field(default=7 * 24 * 3600.0, gt=0)
-    """Longest stay in the outbox; older outcomes are dropped, counted and reported."""
+    """Longest stay in the outbox, counted while the agent runs; older outcomes are dropped, counted and reported."""
     message_limit_bytes: int = MAX_MESSAGE_BYTES
     """Largest message that is sent up or read from above."""
 

@@ -40,7 +40,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload BLOB NOT NULL, receipted INTEGER NOT NULL DEFAULT 0,
-    told INTEGER NOT NULL DEFAULT 0);
+    told INTEGER NOT NULL DEFAULT 0, born REAL NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS readings (
     sensor TEXT NOT NULL, number INTEGER NOT NULL, at_ns INTEGER NOT NULL, dtype TEXT NOT NULL, reading BLOB NOT NULL,
     PRIMARY KEY (sensor, number)) WITHOUT ROWID;
@@ -62,6 +62,8 @@ class Row:
     payload: bytes
     receipted: bool
     told: bool
+    born: float
+    """When it was added, in seconds that the device has run (`lived_s`)."""
 
 
 class Store:
@@ -81,6 +83,8 @@ class Store:
             for pragma in _PRAGMAS:
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
+            if "born" not in [column[1] for column in self._db.execute("PRAGMA table_info(outbox)")]:
+                self._db.execute("ALTER TABLE outbox ADD COLUMN born REAL NOT NULL DEFAULT 0")
             self._db.execute("BEGIN IMMEDIATE")
         except OSError as error:
             raise PermanentError(f"store {path}: {error.strerror}; EDGE_STORE=memory writes none") from error
@@ -167,13 +171,13 @@ class Store:
         self.next_seq += 1
         return self.next_seq - 1
 
-    def put(self, seq: int, kind: str, payload: bytes) -> None:
-        """Add an outcome, or replace that of the same sample."""
+    def put(self, seq: int, kind: str, payload: bytes, born: float = 0.0) -> None:
+        """Add an outcome, or replace that of the same sample, which keeps its age."""
         self.dirty = True
         self._write(
-            "INSERT INTO outbox (seq, kind, payload) VALUES (?, ?, ?) ON CONFLICT (seq) DO UPDATE SET "
+            "INSERT INTO outbox (seq, kind, payload, born) VALUES (?, ?, ?, ?) ON CONFLICT (seq) DO UPDATE SET "
             "kind = excluded.kind, payload = excluded.payload, receipted = 0, told = 0",
-            *(seq, kind, payload),
+            *(seq, kind, payload, born),
         )
 
     def set_receipted(self, seq: int) -> None:
@@ -194,9 +198,17 @@ class Store:
 
     def rows(self) -> Iterator[Row]:
         """The whole outbox, oldest first."""
-        found = self._db.execute("SELECT seq, kind, payload, receipted, told FROM outbox ORDER BY seq")
-        for seq, kind, payload, receipted, told in found:
-            yield Row(seq, kind, payload, bool(receipted), bool(told))
+        found = self._db.execute("SELECT seq, kind, payload, receipted, told, born FROM outbox ORDER BY seq")
+        for seq, kind, payload, receipted, told, born in found:
+            yield Row(seq, kind, payload, bool(receipted), bool(told), born)
+
+    def lived_s(self) -> float:
+        """Seconds that the device has run, as far as is known: when the youngest outcome was added.
+
+        A clock may be wrong by years, so age counts only while the device runs; an empty outbox begins anew.
+        """
+        (born,) = self._db.execute("SELECT MAX(born) FROM outbox").fetchone()
+        return born or 0.0
 
     def push_reading(self, sensor: str, number: int, at_ns: int, values: Values) -> None:
         """Append reading `number` of a sensor to the window journal."""

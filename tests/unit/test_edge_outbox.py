@@ -470,6 +470,38 @@ def test_beyond_its_age_the_oldest_are_dropped_and_counted(make: Make) -> None:
     assert device.kept() == [(young.seq, "offload")] and device.outbox.counters["outbox_dropped"] == 1
 
 
+def test_restarts_make_nothing_younger(make: Make, clock: Clock) -> None:
+    """Time counts while the device runs: its clock may be wrong by years after a power cut."""
+    device = make(up=False, outbox_age_s=100.0, sample_ttl_s=1000.0)
+    old = device.offload(ttl_ms=1_000_000)
+    device.add(old)
+    for _ in range(3):
+        clock.forward(30)
+        device.add(device.offload(ttl_ms=1_000_000))
+        device = device.restart()
+        assert device.kept()[0] == (old.seq, "offload")
+    clock.forward(20)
+    device.turn()
+    assert old.seq not in seqs_kept(device) and len(device.kept()) == 3
+    device.store.close()
+
+
+def test_what_was_dropped_stays_counted_after_a_restart(make: Make, clock: Clock) -> None:
+    device = make(up=False, outbox_age_s=100.0)
+    device.add(*(device.own_final() for _ in range(3)))
+    clock.forward(101)
+    device.turn()
+    again = device.restart()
+    again.add(again.own_final())
+    clock.forward(101)
+    again.turn()
+    assert again.restart().outbox.counters["outbox_dropped"] == 4
+
+
+def seqs_kept(device: Device) -> list[int]:
+    return [seq for seq, _ in device.kept()]
+
+
 def test_after_a_restart_exactly_what_may_be_missing_is_told_and_sent(make: Make) -> None:
     device = make()
     fresh, told, receipted, both = (device.own_final() for _ in range(4))

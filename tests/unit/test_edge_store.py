@@ -79,6 +79,23 @@ def test_another_outcome_of_the_same_sample_is_neither_receipted_nor_told(tmp_pa
     store.close()
 
 
+def test_a_store_of_an_earlier_version_is_taken_up(tmp_path: Path) -> None:
+    """It did not write down when an outcome came: those count as new."""
+    store = Store(tmp_path)
+    store.put(store.new_seq(), "prediction", b"old", 70.0)
+    store.commit()
+    assert store.lived_s() == 70.0
+    store._db.execute("ALTER TABLE outbox DROP COLUMN born")
+    store.close()
+    store = Store(tmp_path)
+    store.put(store.new_seq(), "prediction", b"new", 5.0)
+    assert [(row.payload, row.born) for row in store.rows()] == [(b"old", 0.0), (b"new", 5.0)]
+    store.put(1, "prediction", b"instead", 9.0)
+    assert [row.born for row in store.rows()] == [0.0, 5.0], "of the same sample"
+    assert store.lived_s() == 5.0
+    store.close()
+
+
 def test_only_the_last_source_ids_are_remembered(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for i in range(20):
