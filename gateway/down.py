@@ -316,7 +316,9 @@ class Down:
             self._to_commit.pop(place, None)
             self._resting.pop(place, None)
         gone = set(places)
-        self._read = deque(record for record in self._read if (record.topic, record.partition) not in gone)
+        kept = [record for record in self._read if (record.topic, record.partition) not in gone]
+        self._read.clear()  # in place: a read that is under way adds to it
+        self._read.extend(kept)
 
 
 def _overtaken(place: TopicPartition, lost: int) -> None:

@@ -210,3 +210,11 @@ def test_no_number_is_given_twice_whenever_the_process_is_killed(tmp_path: Path)
     assert all(payload == b"%d" % seq for seq, payload in kept.items())
     assert store.new_seq() > max(kept)
     store.close()
+
+
+def test_a_commit_is_on_the_medium_and_not_only_with_the_kernel(tmp_path: Path) -> None:
+    """What a power cut asks for: as SQLite itself says of the connection."""
+    store = Store(tmp_path)
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: the log is synced at each commit"
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    store.close()

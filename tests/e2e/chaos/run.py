@@ -77,6 +77,8 @@ class Run:
             broker_died=lambda device, begin, end: path.died_between(SENSOR_BROKER[device], begin - 5, end),
         )
         self._going: list[Going] = []
+        self.begun = 0
+        """Faults that have begun: neither left out nor "not now"."""
         self._begun = time.monotonic()
         self._tick = threading.Event()
 
@@ -117,6 +119,7 @@ class Run:
         except TemporaryError as error:
             self.say(f"          not now: {error}")
             return
+        self.begun += 1
         self._going.append(Going(planned, course, time.monotonic() + planned.lasts_s))
 
     def _end_those_over(self, *, all_of_them: bool = False) -> None:
@@ -161,6 +164,7 @@ class Run:
         for what in self.sensor.broken:
             verdict.breaks("an observer hears answers to what was shown", what)
         verdict.counts["republished"] = self.sensor.republished
+        verdict.counts["faults"] = self.begun
         return verdict
 
     def _settle(self) -> None:
@@ -206,7 +210,7 @@ def run(options: Options, say: Say) -> Verdict:
 def closing_line(options: Options, verdict: Verdict, left_out: dict[str, str], seconds: float) -> str:
     """The run in one line."""
     c = verdict.counts
-    main = f"faults {options.faults} samples {options.samples} lost {len(verdict.lost)}"
+    main = f"faults {c['faults']} of {options.faults} samples {options.samples} lost {len(verdict.lost)}"
     main += f" repeated {c['repeated']} mixed {c['mixed']}"
     causes = ", ".join(f"{name} {count}" for name, count in sorted(c.items()) if name not in MAIN and count)
     missing = f" | LEFT OUT: {', '.join(f'{kind} ({why})' for kind, why in left_out.items())}" if left_out else ""
@@ -215,4 +219,4 @@ def closing_line(options: Options, verdict: Verdict, left_out: dict[str, str], s
     return f"{main} | {how}{broken} | {causes or 'nothing else'}{missing}"
 
 
-MAIN = ("repeated", "mixed")
+MAIN = ("faults", "repeated", "mixed")
