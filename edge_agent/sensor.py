@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,8 +54,10 @@ def read(payload: bytes, sensor: Sensor) -> Reading:
             raise PermanentError("reading has values that are infinite")
         missing, values = True, np.where(np.isnan(values), values.dtype.type(np.nan), values)  # one NaN, a quiet one
     if source_id is not None:
-        if not isinstance(source_id, str | int | float):
+        if isinstance(source_id, bool) or not isinstance(source_id, str | int | float):
             raise PermanentError("source id is neither text nor number")
+        if isinstance(source_id, float) and not isfinite(source_id):  # all NaN would be repeats of one another
+            raise PermanentError("source id is no finite number")
         source_id = str(source_id)
         if len(source_id) > MAX_ID:
             raise PermanentError(f"source id of {len(source_id)} characters is over {MAX_ID}")

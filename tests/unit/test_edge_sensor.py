@@ -167,6 +167,15 @@ def test_input_has_dtype_and_shape_of_the_model(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "reason"),
+    [("NaN", "no finite number"), ("Infinity", "no finite number"), ("true", "neither text nor number")],
+)
+def test_what_would_make_readings_repeats_of_one_another_is_no_id(written: str, reason: str) -> None:
+    with pytest.raises(PermanentError, match=reason):
+        read(b'{"values": 1, "id": %s}' % written.encode(), Sensor())
+
+
+@pytest.mark.parametrize(
     ("sensor", "payload", "values", "source_id", "at_ns"),
     [
         ({"values_path": ["acc.x", "acc.y", "t.0"]}, b'{"acc": {"y": 2, "x": 1}, "t": [3]}', [1, 2, 3], None, None),
