@@ -74,6 +74,7 @@ class Agent:
             on_message=self._from_sensor,
             on_published=self.mail.put_published,
             on_refused=self.mail.put_refused,
+            retained_once=True,
         )
         self.uplink = MqttDoor(
             "uplink",

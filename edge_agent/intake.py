@@ -148,6 +148,9 @@ class Intake:
         that is no longer among them loses what it has of a window. Raises `PermanentError` for a reading that cannot be
         read, or that none of the models which its sensor feeds can use; windows are then as before.
         """
+        if incoming.retained and self.settings.sensor_broker.version != 5:  # it comes again with each connection
+            self._count("readings_retained")
+            return []
         if inputs != self._inputs:
             self._run(inputs)
         name = self._sensor_of(incoming.topic)

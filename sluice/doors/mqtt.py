@@ -19,12 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 from pydantic import BaseModel, ConfigDict, Field
 
 from sluice.doors.mqtt_socket import BufferedSocket
@@ -127,11 +129,21 @@ def _any_of(filters: Sequence[str]) -> Callable[[str], object]:
     return re.compile("|".join(patterns), re.DOTALL).fullmatch
 
 
+def _requests(subscriptions: Sequence[tuple[str, int]], *, retained_once: bool) -> list[tuple[str, Any]]:
+    """The subscriptions as paho takes them."""
+    if not retained_once:
+        return list(subscriptions)
+    handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
+    return [(topic, SubscribeOptions(qos, retainHandling=handling)) for topic, qos in subscriptions]
+
+
 class MqttDoor:
     """One client of one broker.
 
     `on_message`, `on_up`, `on_down`, `on_published(mid)` and `on_refused(mid, reason)` are called from paho's thread.
-    An exception in them ends the process: they must hand over and return. `PermanentError`: `tls_ca` cannot be used.
+    `retained_once`: what a broker retains is wanted when a subscription is new, not each time that we come back (MQTT
+    5; before it a broker brings it each time). An exception in the callbacks ends the process: they must hand over and
+    return. `PermanentError`: `tls_ca` cannot be used.
     """
 
     def __init__(
@@ -148,6 +160,7 @@ class MqttDoor:
         on_refused: Callable[[int, str], None] | None = None,
         will: tuple[str, bytes] | None = None,
         keep_session: bool = True,
+        retained_once: bool = False,
     ) -> None:
         self.name = name
         self.broker = broker
@@ -157,7 +170,7 @@ class MqttDoor:
         self._on_refused = on_refused
         self._refusals: set[str] = set()
         """Those that were told."""
-        self._subscriptions = list(subscriptions)
+        self._subscriptions = _requests(subscriptions, retained_once=retained_once and broker.version == 5)
         self._asked_for = _any_of([re.sub(r"^\$share/[^/]+/", "", topic) for topic, _ in subscriptions])
         self._stopping = False
         self.trouble = "no answer"

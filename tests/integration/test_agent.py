@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,33 @@ def test_rubbish_from_a_sensor_goes_up_as_dead_letters_and_the_next_reading_is_s
         for _, reason in rubbish:
             assert sum(reason in letter.reason for letter in letters) == 1
         until(lambda: above.reported[-1].counters.get("refused") == len(rubbish))
+        assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("version", ["5", "3"])
+def test_a_retained_reading_is_no_new_sample_at_each_start(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto, version: str
+) -> None:
+    settings = agent_settings(made, device, data, mosquitto, EDGE_SENSOR_BROKER__VERSION=version)
+    with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
+        above.desire(made.desired(device))
+        agent = start(processes, settings)
+        runs(above, made)
+        easy = made.samples[made.easy[0]]
+        reading = json.dumps({"values": easy.tolist()}).encode()
+        user.door.publish(f"sluice/{device}/sensor/camera", reading, retain=True)
+        until(lambda: user.heard)
+
+        def answered(reading: str) -> bool:
+            return reading in user.finals()
+
+        for count in (2, 3):
+            assert agent.stop() == 0
+            agent.start()
+            agent.wait_ready()
+            user.measure(easy, f"reading {count}")  # what is retained comes before it
+            until(partial(answered, f"reading {count}"))
+        assert len({answer.seq for answer in user.heard}) == 3
         assert agent.stop() == 0
 
 
