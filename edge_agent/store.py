@@ -51,6 +51,7 @@ CREATE TABLE IF NOT EXISTS seen (position INTEGER PRIMARY KEY AUTOINCREMENT, sou
 _SET_FACT = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 _PASSING = ("SQLITE_FULL", "SQLITE_IOERR")
 """What may be over later: no room, a medium that fails."""
+_NOT_WRITABLE = ("SQLITE_CANTOPEN", "SQLITE_READONLY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,10 @@ class Store:
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorname.startswith(_PASSING):
                 raise PermanentError(f"store {path}: {error}: make room there, or use EDGE_STORE=memory") from error
+            if error.sqlite_errorname.startswith(_NOT_WRITABLE):
+                raise PermanentError(
+                    f"store {path} cannot be written: {error}; EDGE_STORE=memory writes none"
+                ) from error
             raise PermanentError(
                 f"store {path}: {error}. Is another agent running here? A damaged store may be moved away: the "
                 "device then begins a new epoch"

@@ -117,6 +117,13 @@ def test_a_second_agent_on_the_same_store_is_refused(tmp_path: Path, monkeypatch
     store.close()
 
 
+def test_a_store_that_cannot_be_written_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").mkdir()
+    with pytest.raises(PermanentError, match=r"cannot be written.*EDGE_STORE=memory") as refused:
+        Store(tmp_path)
+    assert "Is another agent" not in str(refused.value)
+
+
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "store.sqlite").write_bytes(secrets.token_bytes(8192))
     with pytest.raises(PermanentError, match=r"store\.sqlite: .*may be moved away"):
