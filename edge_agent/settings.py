@@ -12,7 +12,7 @@ from sluice.daemon.settings import RoomSettings, Seconds, Token, Url
 from sluice.doors.mqtt import MqttBroker
 from sluice.wire.errors import PermanentError
 from sluice.wire.messages import MAX_MESSAGE_BYTES
-from sluice.wire.names import MqttTopics, Name
+from sluice.wire.names import MqttTopics, Name, TopicPrefix
 from sluice.wire.signing import PublicKey
 
 ANY = "any"
@@ -48,7 +48,7 @@ class EdgeSettings(RoomSettings):
     """The broker that readings come from and answers go to (`EDGE_SENSOR_BROKER__HOST`, …)."""
     uplink_broker: MqttBroker | None = None
     """The broker that the gateway is at; unset: the sensor broker is."""
-    topic_prefix: str = "sluice"
+    topic_prefix: TopicPrefix = "sluice"
     """First level of all MQTT topics."""
     sensor: Sensor = Sensor()
     """How readings arrive (`EDGE_SENSOR__FORMAT`, …), where there are no `sensors`."""
@@ -92,13 +92,13 @@ class EdgeSettings(RoomSettings):
     ask_after_s: Seconds = Field(default=30.0, gt=0)
     """Time after the end of a sample's time to live after which the control plane is asked for an answer that did not
     come; each further time it waits twice as long, up to an hour."""
-    uplink_in_flight: int = Field(default=64, ge=1)
+    uplink_in_flight: int = Field(default=64, ge=1, le=60_000)
     """Outcomes sent up and not receipted yet; this bound is the back-pressure."""
     receipt_timeout_s: Seconds = Field(default=10.0, gt=0)
     """Time after which an outcome without a receipt is sent again; while none at all comes, up to six times that."""
     predictions: PredictionsUp = PredictionsUp()
     """How predictions go up (`EDGE_PREDICTIONS__MODE`, …)."""
-    predictions_by_model: dict[str, PredictionsUp] = Field(default={})
+    predictions_by_model: dict[Name, PredictionsUp] = Field(default={})
     """The same for single models, by their names."""
     audit_share: float = Field(default=0.01, ge=0, le=1)
     """Share of the samples answered by an early exit that go up all the same, to see whether the exits still hold."""
@@ -109,7 +109,7 @@ class EdgeSettings(RoomSettings):
     oldest are dropped, counted and reported."""
     outbox_age_s: Seconds = Field(default=7 * 24 * 3600.0, gt=0)
     """Longest stay in the outbox, counted while the agent runs; older outcomes are dropped, counted and reported."""
-    message_limit_bytes: int = MAX_MESSAGE_BYTES
+    message_limit_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1000)
     """Largest message that is sent up or read from above."""
 
     def predictions_of(self, model: str) -> PredictionsUp:

@@ -8,7 +8,7 @@ from sluice.daemon.settings import YEAR_S, RoomSettings
 from sluice.doors.kafka import KafkaCluster
 from sluice.doors.mqtt import MqttBroker
 from sluice.wire.messages import MAX_MESSAGE_BYTES
-from sluice.wire.names import Name
+from sluice.wire.names import Name, TopicPrefix
 
 
 class GatewaySettings(RoomSettings):
@@ -22,7 +22,7 @@ class GatewaySettings(RoomSettings):
     """The uplink broker (`GATEWAY_BROKER__HOST`, …)."""
     kafka: KafkaCluster = KafkaCluster()
     """The Kafka cluster (`GATEWAY_KAFKA__BOOTSTRAP`, …)."""
-    topic_prefix: str = "sluice"
+    topic_prefix: TopicPrefix = "sluice"
     """First level of all MQTT topics."""
     shared_group: str = "sluice-gateway"
     """Shared subscription of all gateways at this broker; empty: none, for a broker that has no such thing."""
@@ -35,9 +35,9 @@ class GatewaySettings(RoomSettings):
     """Messages taken in and not yet confirmed by Kafka; when they are that many, the broker has to wait."""
     in_flight_bytes: int = Field(default=32_000_000, ge=1)
     """The same in bytes of their payloads; the Kafka client holds a second copy of them."""
-    answers_in_flight: int = Field(default=1000, ge=1)
+    answers_in_flight: int = Field(default=1000, ge=1, le=60_000)
     """Answers published and not yet taken by the broker."""
     answers_in_flight_kb: int = Field(default=16_384, ge=1)
     """The same in kilobytes: no further answer is published while there are as many."""
-    message_limit_bytes: int = MAX_MESSAGE_BYTES
+    message_limit_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1000)
     """Largest message that is decoded; anything larger is a dead letter."""

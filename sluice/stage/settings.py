@@ -63,7 +63,7 @@ class StageSettings(RoomSettings):
     """Time between two looks for topics of new models."""
     hold_s: Seconds = Field(default=10.0, gt=0)
     """How long a topic partition rests before a record of an unknown schema is tried again."""
-    message_limit_bytes: int = MAX_MESSAGE_BYTES
+    message_limit_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1000)
     """Largest record that is decoded; anything larger is a dead letter."""
     threads: int = Field(default=1, ge=1)
     """Threads of the TFLite runtime for each segment."""

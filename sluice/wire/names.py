@@ -17,6 +17,8 @@ from sluice.wire.errors import PermanentError
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[^$+#/\x00]([^+#\x00]*[^+#/\x00])?$", max_length=200)]
+"""What all MQTT topics begin with: one level or more, without wildcards."""
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """What SQL, SQLite and Avro take; JSON itself knows no bound."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

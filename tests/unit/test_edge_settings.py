@@ -43,3 +43,23 @@ def test_a_token_fits_into_a_header() -> None:
 )
 def test_brokers_take_only_so_much(name: str, value: object) -> None:
     assert refused(sensor_broker={name: value}).startswith(f"sensor_broker.{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("message_limit_bytes", -5),
+        ("topic_prefix", ""),
+        ("topic_prefix", "a/+"),
+        ("topic_prefix", "#"),
+        ("topic_prefix", "a/"),
+        ("predictions_by_model", {"Bad Name": {}}),
+        ("uplink_in_flight", 70_000),
+    ],
+)
+def test_what_cannot_be_is_refused(name: str, value: object) -> None:
+    assert refused(**{name: value}).startswith(name)
+
+
+def test_a_prefix_may_have_levels() -> None:
+    assert made(topic_prefix="plant-1/sluice").topic_prefix == "plant-1/sluice"
