@@ -134,6 +134,14 @@ class EdgeSettings(RoomSettings):
         return own or self.input
 
     @model_validator(mode="after")
+    def _times_agree(self) -> EdgeSettings:
+        if self.commit_interval_s > self.sample_ttl_s:
+            raise ValueError("commit_interval_s is over sample_ttl_s: samples would be over before they are sent")
+        if "answer_timeout_s" in self.model_fields_set and self.answer_timeout_s > self.sample_ttl_s:
+            raise ValueError("answer_timeout_s is over sample_ttl_s, at whose end a sample is answered anyway")
+        return self
+
+    @model_validator(mode="after")
     def _sensing_agrees(self) -> EdgeSettings:
         if self.sensors and "sensor" in self.model_fields_set:
             raise ValueError("sensor and sensors: use one of them")

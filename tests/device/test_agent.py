@@ -27,6 +27,7 @@ from tests.integration.edge_support import (
     write,
 )
 
+PATIENT = {"EDGE_ANSWER_TIMEOUT_S": "600", "EDGE_SAMPLE_TTL_S": "600"}
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(900)]
 
 until = functools.partial(edge_support.until, patience_s=240.0)
@@ -82,7 +83,7 @@ def test_a_reading_becomes_an_answer_there_or_from_above(
     data = provisioned(floats, tmp_path / "data")
     with User(broker_of(mosquitto), device) as user, Above(broker_of(mosquitto), device) as above:
         above.desire(floats.desired(device))
-        agent = start(processes, pi, agent_settings(floats, device, data, mosquitto, EDGE_ANSWER_TIMEOUT_S="600"))
+        agent = start(processes, pi, agent_settings(floats, device, data, mosquitto) | PATIENT)
         until(lambda: above.runs().bundle == floats.digest)
         assert above.reported[-1].profile["machine"] == "aarch64"
         for i, sample in enumerate(floats.samples):

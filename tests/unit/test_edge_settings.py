@@ -63,3 +63,9 @@ def test_what_cannot_be_is_refused(name: str, value: object) -> None:
 
 def test_a_prefix_may_have_levels() -> None:
     assert made(topic_prefix="plant-1/sluice").topic_prefix == "plant-1/sluice"
+
+
+def test_times_that_contradict_one_another_are_refused() -> None:
+    assert "commit_interval_s is over sample_ttl_s" in refused(commit_interval_s=60, sample_ttl_s=5)
+    assert "answer_timeout_s is over sample_ttl_s" in refused(answer_timeout_s=100, sample_ttl_s=10)
+    assert made(sample_ttl_s=2).answer_timeout_s == 5, "which nobody asked for"
