@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 from pydantic import BaseModel, ConfigDict
 
 from sluice.doors.kafka_gaps import Gaps
+from sluice.doors.kafka_stalls import Stalls
 from sluice.wire import metrics
 from sluice.wire.errors import PermanentError, TemporaryError
 
@@ -242,6 +243,9 @@ class KafkaReader:
         self._on_end = on_end
         self._on_overtaken = on_overtaken
         self._gaps = Gaps(self._first_offset) if on_overtaken else None
+        self._stalls = Stalls(self._end_of)
+        self._joined = False
+        self._paused: set[TopicPartition] = set()
         self._taken: set[TopicPartition] = set()
         """Topic partitions that were taken away during the read at hand."""
         self.name = name
@@ -250,6 +254,8 @@ class KafkaReader:
     def subscribe(self, topics: Sequence[str]) -> None:
         """Read exactly these topics from now on."""
         self.topics = sorted(topics)
+        self._joined = False
+        self._stalls.moves()
         self._consumer.subscribe(self.topics, on_assign=self._assigned, on_revoke=self._lost, on_lost=self._lost)
 
     def _assigned(self, consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
@@ -259,6 +265,9 @@ class KafkaReader:
                 p.offset = wanted.get((p.topic, p.partition), p.offset)
         if self._gaps is not None:
             self._begin(partitions)
+        self._joined = True
+        self._paused.clear()
+        self._stalls.moves()
         consumer.assign(partitions)
         consumer.resume(partitions)  # librdkafka keeps one paused while it is given away and back
 
@@ -281,7 +290,26 @@ class KafkaReader:
         except (PermanentError, TemporaryError):
             return None
 
+    def _end_of(self, place: TopicPartition) -> int | None:
+        try:
+            return self.watermarks(place, ASK_S)[1]
+        except (PermanentError, TemporaryError):
+            return None
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.topic_names(ASK_S))
+        except TemporaryError:
+            return False
+
+    def _look_for_stall(self) -> None:
+        """Raise `RuntimeError` if nothing is read although there is something to read, for good."""
+        if self.topics and self._stalls.look(self._joined, lambda: self.assignment() - self._paused, self._answers):
+            raise RuntimeError(f"{self.name}: reading from Kafka stands still; only a new process helps")
+
     def _lost(self, _consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+        self._joined = False
+        self._stalls.moves()
         self._taken |= {(p.topic, p.partition) for p in partitions}
         if self._gaps is not None:
             self._gaps.forget((p.topic, p.partition) for p in partitions)
@@ -295,6 +323,7 @@ class KafkaReader:
         """
         first = self._consumer.poll(timeout_s)
         if first is None:
+            self._look_for_stall()
             return []
         self._taken.clear()
         rest = self._consumer.consume(most - 1, fill_s) if most > 1 else []
@@ -321,8 +350,10 @@ class KafkaReader:
                     [(str(k), v) for k, v in list(message.headers() or [])],
                 )
             )
-        if records and isinstance(self._errors, _Errors):
-            self._errors.works()
+        if records:
+            self._stalls.moves()
+            if isinstance(self._errors, _Errors):
+                self._errors.works()
         if self._gaps is not None and self._on_overtaken is not None:
             for record in records:
                 self._gaps.see((record.topic, record.partition), record.offset)
@@ -369,10 +400,14 @@ class KafkaReader:
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """Stop fetching these topic partitions while staying their reader."""
+        partitions = list(partitions)
+        self._paused.update(partitions)
         self._consumer.pause([ck.TopicPartition(t, p) for t, p in partitions])
 
     def resume(self, partitions: Iterable[TopicPartition]) -> None:
         """Fetch these topic partitions again."""
+        partitions = list(partitions)
+        self._paused.difference_update(partitions)
         self._consumer.resume([ck.TopicPartition(t, p) for t, p in partitions])
 
     def group(self) -> object:

@@ -31,7 +31,10 @@ TICK_S = 0.02
 PATIENCE_S = 150.0
 """After so long without any further answer the run ends as it stands."""
 
-KNOWN_ENDS = {"a call to librdkafka does not return": "stages ended because librdkafka did not return"}
+KNOWN_ENDS = {
+    "a call to librdkafka does not return": "stages ended because librdkafka did not return",
+    "reading from Kafka stands still": "readers ended because librdkafka stood still",
+}
 """Last words of a process that is right to end, and what it is counted as: no other help is known for it."""
 
 Say = Callable[[str], None]
