@@ -154,7 +154,8 @@ def _partition(job: PartitionJob, folder: Path, events: Events) -> dict[str, Any
     )
 
     def part(rows: Any) -> dict[str, Any]:
-        return {"x": x[rows]} | ({} if y is None else {"y": y[rows]})
+        known = rows[y[rows] >= 0]
+        return {"x": x[known], "y": y[known]} if len(known) else {"x": x[rows]}
 
     return partition(
         model,

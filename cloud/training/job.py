@@ -103,7 +103,7 @@ def check_data(found: Anatomy, x: Array, y: Labels | None, stream: str) -> tuple
         )
     if not np.can_cast(x.dtype, dtype, "same_kind"):
         raise PermanentError(f"stream {stream!r} has {x.dtype} samples, the model takes {dtype}")
-    if y is None:
+    if not (y >= 0).all():
         raise PermanentError(f"stream {stream!r} has no labels: nothing can be learnt from it")
     if y.max() >= found.classes:
         raise PermanentError(f"stream {stream!r} has label {y.max()}, the model tells {found.classes} classes apart")

@@ -1,7 +1,12 @@
-"""Format `avro`: a record's value is the bare Avro body of a record with a field of values and maybe one of the label.
+"""Format `avro`: a record's value is the bare Avro body of a record with the values and maybe the label.
 
-The schema that it was written with stands in the announcement, so that any producer of Avro may send a stream. Only
-schemas of plain fields are taken: with nested ones a few bytes could claim billions of items.
+The schema that it was written with stands in the announcement, so that any producer of Avro may send a stream. The
+values are one field (bytes, or an array of numbers), or one field a feature; the label is a field, or the record's key
+in a schema of its own. Only schemas of plain fields are taken: with nested ones a few bytes could claim billions of
+items.
+
+A batch is decoded column by column where its records are laid out alike (`avro_columns.py`); the others go through
+fastavro one by one.
 """
 
 from __future__ import annotations
@@ -9,111 +14,241 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import fastavro
 import numpy as np
 
-from sluice.streams.samples import Array, Encoded, Labels, StreamConfig, bad, from_bytes, label_of, to_bytes
+from sluice.streams import avro_columns
+from sluice.streams.samples import (
+    NONE,
+    Array,
+    Encoded,
+    Feature,
+    Labels,
+    StreamConfig,
+    bad,
+    category_numbers,
+    from_bytes,
+    in_wire_dtype,
+    label_of,
+    label_of_key,
+    number_of,
+    to_bytes,
+)
 from sluice.wire.errors import PermanentError, in_short
 
 VALUE_BYTES = 10
 """Bytes that one value may take: a long as a variable-length number."""
 OVERHEAD = 1_000
 """Bytes that a record may take beside its values."""
+TEXT_BYTES = 200
+"""Bytes that the text of a category may take on the average."""
 _PLAIN = {"null", "boolean", "int", "long", "float", "double", "bytes", "string"}
 _NUMBERS = {"int", "long", "float", "double"}
+_LABELS = {"null", "int", "long", "string"}
 _DECODE_ERRORS = (EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError, struct.error)
 
 
-def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels | None]:
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A schema that was looked at: `kinds` are the types of its fields by name; None: it is a plain type itself."""
+
+    parsed: Any
+    kinds: dict[str, Any] | None
+
+
+def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels]:
     """As `sluice.streams.formats.decode`, in the dtype of the wire."""
-    schema, as_bytes, labelled = _schema(config)
-    limit = config.size * VALUE_BYTES + OVERHEAD
-    wanted = config.nbytes if as_bytes else config.size
-    xs: list[Any] = []
-    ys: list[int] = []
+    schema = _value_schema(config)
+    assert schema.kinds is not None
+    limit = config.size * (TEXT_BYTES if config.features else VALUE_BYTES) + OVERHEAD
     for record in records:
-        fields = _fields(record, schema, limit)
-        values = fields[config.x]
-        if len(values) != wanted:
-            raise bad(record, f"has {len(values)} {'bytes' if as_bytes else 'values'}, not {wanted}")
-        xs.append(values if as_bytes else _numbers(record, values, config))
-        if labelled:
-            ys.append(label_of(record, fields[config.y], config))
-    x = from_bytes(xs, config) if as_bytes else np.stack(xs).reshape(len(xs), *config.shape)
-    return x, np.array(ys, np.int64) if labelled else None
+        if len(record.value) > limit:
+            raise bad(record, f"has {len(record.value)} bytes, {limit} at most are expected")
+    x: Array = np.empty((len(records), config.size), _dtype(schema, config))
+    y = np.full(len(records), NONE, np.int64)
+    lengths = np.fromiter((len(record.value) for record in records), np.int64, len(records))
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length).tolist()
+        alike = [records[i] for i in rows]
+        x[rows], y[rows] = _in_columns(alike, schema, config) or _one_by_one(alike, schema, config)
+    if config.y not in schema.kinds:
+        y = _labels_of_keys(records, config)
+    return in_wire_dtype(records, x, config).reshape(len(records), *config.shape), y
 
 
 def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[bytes | None, bytes]:
     """(key, value) of one sample (*shape) and its label, in the schema that `config_of` announces."""
-    record = {config.x: to_bytes(sample, config)} | ({} if label is None else {config.y: label})
+    values: dict[str, object] = {config.x: to_bytes(sample, config)}
+    if config.features:
+        values = {
+            feature.name: feature.categories[int(value)] if feature.categories else value
+            for feature, value in zip(config.features, sample.tolist(), strict=True)
+        }
+    values[config.y] = label
     out = io.BytesIO()
-    fastavro.schemaless_writer(out, config.avro_schema or {}, record)
+    fastavro.schemaless_writer(out, _value_schema(config).parsed, values)
     return None, out.getvalue()
 
 
-def config_of(x: Array, labelled: bool, labels: Sequence[str]) -> dict[str, object]:
-    """What to announce for samples like `x` (n, *shape): values as bytes, the label as a number."""
-    fields = [{"name": "x", "type": "bytes"}, *([{"name": "y", "type": "long"}] if labelled else [])]
+def config_of(x: Array, labelled: bool, labels: Sequence[str], features: Sequence[Feature]) -> dict[str, object]:
+    """What to announce for samples like `x` (n, *shape): values as bytes or by feature, the label as a number."""
+    kind = "long" if x.dtype.kind in "iu" else "float" if x.dtype.itemsize <= 4 else "double"
+    fields: list[dict[str, Any]] = [
+        {"name": feature.name, "type": "string" if feature.categories else kind} for feature in features
+    ]
+    fields = fields or [{"name": "x", "type": "bytes"}]
+    if labelled:
+        fields.append({"name": "y", "type": ["null", "long"]})
     return {
         "shape": list(x.shape[1:]),
         "dtype": x.dtype.name,
         "labels": list(labels),
         "schema": {"type": "record", "name": "Sample", "fields": fields},
+        "features": [feature.model_dump() for feature in features],
         "x": "x",
         "y": "y",
     }
 
 
-def _schema(config: StreamConfig) -> tuple[Any, bool, bool]:
-    """(parsed schema, whether values are bytes, whether there is a label); `PermanentError` for what is not plain."""
+def _value_schema(config: StreamConfig) -> Schema:
+    """The schema of the value; `PermanentError` for what is not plain, or does not hold what the config says."""
     definition = config.avro_schema or {}
-    fields = definition.get("fields")
-    if definition.get("type") != "record" or not isinstance(fields, list):
+    if definition.get("type") != "record" or not isinstance(definition.get("fields"), list):
         raise PermanentError("stream config: format avro needs the record 'schema' that was written with")
-    try:
-        kinds = {field["name"]: field["type"] for field in fields}
-        parsed = fastavro.parse_schema(definition)
-    except Exception as error:
-        raise PermanentError(f"stream config: schema: {type(error).__name__} {in_short(error)}") from error
+    schema = _parsed(repr(definition), definition)
+    kinds = schema.kinds or {}
+    whole = not config.features
+    values = [feature.name for feature in config.features] or [config.x]
     for name, kind in kinds.items():
-        if name == config.x:
+        if name == config.y:
+            _check_label(name, kind)
+        elif name == config.x and whole:
             numbers = isinstance(kind, dict) and kind.get("type") == "array" and str(kind.get("items")) in _NUMBERS
             if kind != "bytes" and not numbers:
                 raise PermanentError(f"stream config: field {name!r} is neither bytes nor an array of numbers")
-        elif name == config.y:
-            if kind not in ("int", "long", "string"):
-                raise PermanentError(f"stream config: label field {name!r} is neither int, long nor string")
-        elif not all(isinstance(part, str) and part in _PLAIN for part in (kind if isinstance(kind, list) else [kind])):
+        elif not all(isinstance(part, str) and part in _PLAIN for part in _parts(kind)):
             raise PermanentError(f"stream config: field {name!r} has a type that is not plain")
-    if config.x not in kinds:
-        raise PermanentError(f"stream config: the schema has no field {config.x!r}")
-    return parsed, kinds[config.x] == "bytes", config.y in kinds
+    missing = next((name for name in values if name not in kinds), None)
+    if missing is not None:
+        raise PermanentError(f"stream config: the schema has no field {missing!r}")
+    return schema
 
 
-def _fields(record: Encoded, schema: Any, limit: int) -> dict[str, Any]:
-    body = record.value
-    if len(body) > limit:
-        raise bad(record, f"has {len(body)} bytes, {limit} at most are expected")
+def _key_schema(config: StreamConfig) -> Schema:
+    definition = config.label_schema
+    schema = _parsed(repr(definition), definition)
+    if schema.kinds is None:
+        _check_label("label_schema", definition["type"] if isinstance(definition, dict) else definition)
+    else:
+        for name, kind in schema.kinds.items():
+            _check_label(name, kind)
+        if config.y not in schema.kinds:
+            raise PermanentError(f"stream config: label_schema has no field {config.y!r}")
+    return schema
+
+
+def _check_label(name: str, kind: object) -> None:
+    if not all(isinstance(part, str) and part in _LABELS for part in _parts(kind)):
+        raise PermanentError(f"stream config: label field {name!r} is neither int, long nor string")
+
+
+def _parts(kind: object) -> list[object]:
+    return kind if isinstance(kind, list) else [kind]
+
+
+_known: dict[str, Schema] = {}
+
+
+def _parsed(key: str, definition: Any) -> Schema:
+    """Schemas are looked at once; the few that a process reads are kept."""
+    found = _known.get(key)
+    if found is None:
+        try:
+            fields = definition.get("fields") if isinstance(definition, dict) else None
+            kinds = {field["name"]: field["type"] for field in fields} if fields is not None else None
+            found = Schema(fastavro.parse_schema(definition), kinds)
+        except Exception as error:
+            raise PermanentError(f"stream config: schema: {type(error).__name__} {in_short(error)}") from error
+        if len(_known) > 100:
+            _known.clear()
+        _known[key] = found
+    return found
+
+
+def _dtype(schema: Schema, config: StreamConfig) -> np.dtype[Any]:
+    """What holds all values before they are looked at: the wire's own if they come as bytes."""
+    assert schema.kinds is not None
+    return config.wire_dtype if not config.features and schema.kinds[config.x] == "bytes" else np.dtype(np.float64)
+
+
+def _in_columns(records: Sequence[Encoded], schema: Schema, config: StreamConfig) -> tuple[Array, Labels] | None:
+    """(x (n, size), y (n,)) of records of equal length; None where they are not laid out alike."""
+    assert schema.kinds is not None
+    if any(feature.categories for feature in config.features):
+        return None
+    columns = avro_columns.columns(schema.kinds, [record.value for record in records])
+    if columns is None:
+        return None
+    y = columns.get(config.y)
+    if y is not None and (y.dtype.kind != "i" or (y < 0).any()):
+        return None
+    if config.features:
+        x = np.stack([columns[feature.name] for feature in config.features], axis=1)
+    elif schema.kinds[config.x] == "bytes":
+        found = columns[config.x]
+        if found.shape[1] != config.nbytes:
+            return None
+        x = np.ascontiguousarray(found).view(config.wire_dtype)
+    else:
+        x = columns[config.x]
+    if x.ndim != 2 or x.shape[1] != config.size:
+        return None
+    return x, np.full(len(records), NONE, np.int64) if y is None else y.astype(np.int64)
+
+
+def _one_by_one(records: Sequence[Encoded], schema: Schema, config: StreamConfig) -> tuple[Array, Labels]:
+    known = category_numbers(config.features)
+    as_bytes = _dtype(schema, config) == config.wire_dtype and not config.features
+    wanted = config.nbytes if as_bytes else config.size
+    xs: list[Any] = []
+    ys: list[int] = []
+    for record in records:
+        fields = _fields(record, record.value, schema.parsed)
+        ys.append(label_of(record, fields.get(config.y), config))
+        if config.features:
+            values = zip((fields[feature.name] for feature in config.features), config.features, known, strict=True)
+            xs.append([number_of(record, *of) for of in values])
+            continue
+        found = fields[config.x]
+        if len(found) != wanted:
+            raise bad(record, f"has {len(found)} {'bytes' if as_bytes else 'values'}, not {wanted}")
+        xs.append(found)
+    x = from_bytes(xs, config) if as_bytes else np.array(xs, np.float64)
+    return x.reshape(len(records), config.size), np.array(ys, np.int64)
+
+
+def _labels_of_keys(records: Sequence[Encoded], config: StreamConfig) -> Labels:
+    """Of each record the label that its key holds; `NONE` without a key."""
+    if config.label_schema is None:
+        return np.array([label_of_key(record, config) for record in records], np.int64)
+    schema = _key_schema(config)
+    found: dict[bytes | None, int] = {None: NONE}
+    for record in records:
+        if record.key is not None and record.key not in found:
+            label = _fields(record, record.key, schema.parsed)
+            found[record.key] = label_of(record, label if schema.kinds is None else label[config.y], config)
+    return np.array([found[record.key] for record in records], np.int64)
+
+
+def _fields(record: Encoded, body: bytes, schema: Any) -> Any:
     stream = io.BytesIO(body)
     try:
-        fields: Any = fastavro.schemaless_reader(stream, schema, None)
+        fields = fastavro.schemaless_reader(stream, schema, None)
     except _DECODE_ERRORS as error:
         raise bad(record, f"is no whole Avro record: {type(error).__name__} {in_short(error)}") from error
     if stream.tell() != len(body):
         raise bad(record, f"has {len(body) - stream.tell()} bytes after its end")
-    found: dict[str, Any] = fields
-    return found
-
-
-def _numbers(record: Encoded, values: list[float], config: StreamConfig) -> Array:
-    """Values (size,) in the dtype of the wire; one that it cannot hold is an error, not another number."""
-    dtype = np.dtype(config.dtype)
-    found = np.array(values)
-    with np.errstate(over="ignore", invalid="ignore"):  # NaN of the signalling kind
-        if dtype.kind in "iu":
-            limits = np.iinfo(dtype)
-            if found.min() < limits.min or found.max() > limits.max or (found != np.trunc(found)).any():
-                raise bad(record, f"has a value that is no {config.dtype}")
-        return found.astype(dtype)
+    return fields

@@ -3,7 +3,7 @@
 A format is a name in `FORMATS` with three functions; to add one, write a module like `raw` and add the line. What a
 format needs to know stands in the announcement's `config`. Decoding is strict: a record that is not exactly what the
 config says ends it, with the place of the record in the error, because a model that was trained on half-read data is
-worse than none.
+worse than none. Who wants to go on without it hands in `on_bad`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sluice.streams import avro, raw
-from sluice.streams.samples import Array, Encoded, Labels, StreamConfig, bad
+from sluice.streams import avro, csv, json, raw
+from sluice.streams.samples import NONE, Array, BadRecord, Encoded, Feature, Labels, StreamConfig, bad
 from sluice.wire.errors import PermanentError
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`decode`: records to (x (n, *shape), y (n,) or None); `encode`: one sample and its label to (key, value);
-    `config_of`: what to announce for samples, whether they have labels, and names of the classes."""
+    """`decode`: records to (x (n, *shape), y (n,)); `encode`: one sample and its label to (key, value); `config_of`:
+    what to announce for samples, whether they have labels, names of the classes, and features of tabular data."""
 
-    decode: Callable[[Sequence[Encoded], StreamConfig], tuple[Array, Labels | None]]
+    decode: Callable[[Sequence[Encoded], StreamConfig], tuple[Array, Labels]]
     encode: Callable[[Array, int | None, StreamConfig], tuple[bytes | None, bytes]]
-    config_of: Callable[[Array, bool, Sequence[str]], dict[str, object]]
+    config_of: Callable[[Array, bool, Sequence[str], Sequence[Feature]], dict[str, object]]
+
+
+OnBad = Callable[[BadRecord], None]
+"""Called with each record that is left out."""
 
 
 FORMATS: dict[str, Format] = {
     "avro": Format(avro.decode, avro.encode, avro.config_of),
+    "csv": Format(csv.decode, csv.encode, csv.config_of),
+    "json": Format(json.decode, json.encode, json.config_of),
     "raw": Format(raw.decode, raw.encode, raw.config_of),
 }
 
@@ -42,22 +48,37 @@ def format_named(name: str) -> Format:
     return found
 
 
-def decode(name: str, records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels | None]:
-    """(x (n, *shape) uint8 or float32, y (n,) int64 or None if the records have no labels) of one or more records.
+def decode(
+    name: str, records: Sequence[Encoded], config: StreamConfig, on_bad: OnBad | None = None
+) -> tuple[Array, Labels]:
+    """(x (n, *shape) uint8 or float32, y (n,) int64, `NONE` where a record has no label) of some records.
 
-    Raises `PermanentError` that names the first record that is not whole, has another size than the config says, a
-    label that is no class, or a value that float32 cannot hold.
+    A record that is not whole, has another size than the config says, a label that is no class, or a value that float32
+    cannot hold raises `BadRecord`; with `on_bad` that is called instead, and n is smaller than there are records.
     """
-    x, y = format_named(name).decode(records, config)
+    kind = format_named(name)
+    left = list(records)
+    while left:
+        try:
+            return _checked(kind, left, config)
+        except BadRecord as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
+            left = [record for record in left if record is not error.record]
+    return np.empty((0, *config.shape), np.uint8 if config.dtype == "uint8" else np.float32), np.empty(0, np.int64)
+
+
+def _checked(kind: Format, records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels]:
+    x, y = kind.decode(records, config)
     if x.dtype != np.uint8:
         with np.errstate(over="ignore", invalid="ignore"):
             x = x.astype(np.float32)
         finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if not finite.all():
             raise bad(records[int(np.argmin(finite))], "has a value that is not a finite float32")
-    if y is not None:
-        known = (y >= 0) & (y < (len(config.labels) or np.iinfo(np.int64).max))
-        if not known.all():
-            worst = int(np.argmin(known))
-            raise bad(records[worst], f"has label {y[worst]}, which is no class")
+    known = (y >= NONE) & (y < (len(config.labels) or np.iinfo(np.int64).max))
+    if not known.all():
+        worst = int(np.argmin(known))
+        raise bad(records[worst], f"has label {y[worst]}, which is no class")
     return x, y

@@ -6,21 +6,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sluice.streams.samples import Array, Encoded, Labels, StreamConfig, bad, from_bytes, label_of, to_bytes
+from sluice.streams.samples import (
+    Array,
+    Encoded,
+    Feature,
+    Labels,
+    StreamConfig,
+    bad,
+    from_bytes,
+    label_of_key,
+    to_bytes,
+)
 
 
-def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels | None]:
+def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels]:
     """As `sluice.streams.formats.decode`, in the dtype of the wire."""
     for record in records:
         if len(record.value) != config.nbytes:
             raise bad(record, f"has {len(record.value)} bytes, not {config.nbytes}")
     x = from_bytes([record.value for record in records], config)
-    labelled = [bool(record.key) for record in records]
-    if not any(labelled):
-        return x, None
-    if not all(labelled):
-        raise bad(records[labelled.index(False)], "has no label, others have")
-    return x, np.array([label_of(record, _text(record), config) for record in records], np.int64)
+    known: dict[bytes | None, int] = {}  # few keys are many records': each is looked at once
+    for record in records:
+        if record.key not in known:
+            known[record.key] = label_of_key(record, config)
+    return x, np.array([known[record.key] for record in records], np.int64)
 
 
 def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[bytes | None, bytes]:
@@ -28,14 +37,8 @@ def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[byte
     return None if label is None else str(label).encode(), to_bytes(sample, config)
 
 
-def config_of(x: Array, labelled: bool, labels: Sequence[str]) -> dict[str, object]:
+def config_of(x: Array, labelled: bool, labels: Sequence[str], features: Sequence[Feature]) -> dict[str, object]:
     """What to announce for samples like `x` (n, *shape)."""
     del labelled
-    return {"shape": list(x.shape[1:]), "dtype": x.dtype.name, "labels": list(labels)}
-
-
-def _text(record: Encoded) -> str:
-    try:
-        return (record.key or b"").decode()
-    except UnicodeDecodeError as error:
-        raise bad(record, "has a key that is no text") from error
+    named = [feature.model_dump() for feature in features]
+    return {"shape": list(x.shape[1:]), "dtype": x.dtype.name, "labels": list(labels), "features": named}

@@ -94,8 +94,8 @@ def load_stream(
     *,
     batch: int = BATCH,
     progress: Progress | None = None,
-) -> tuple[Array, Labels | None]:
-    """All samples of an announced stream: x (n, *shape) uint8 or float32, y (n,) int64 or None without labels.
+) -> tuple[Array, Labels]:
+    """All samples of an announced stream: x (n, *shape) uint8 or float32, y (n,) int64, `NONE` where there is no label.
 
     Raises as `read_slices` and `sluice.streams.formats.decode`; `PermanentError` too when fewer records are left than
     were announced.
@@ -103,7 +103,7 @@ def load_stream(
     config = parse_config(announcement.config)
     slices = [parse_slice(text) for text in announcement.slices]
     xs: list[Array] = []
-    ys: list[Labels | None] = []
+    ys: list[Labels] = []
     done = 0
     for records in read_slices(cluster, slices, batch=batch):
         x, y = decode(announcement.format, records, config)
@@ -116,10 +116,7 @@ def load_stream(
         raise PermanentError(
             f"stream {announcement.stream_id!r} has {done} records where {announcement.count} were announced"
         )
-    labelled = [y for y in ys if y is not None]
-    if labelled and len(labelled) < len(ys):
-        raise PermanentError(f"stream {announcement.stream_id!r}: some records have a label, others have none")
-    return np.concatenate(xs), np.concatenate(labelled) if labelled else None
+    return np.concatenate(xs), np.concatenate(ys)
 
 
 def split_validation(

@@ -1,12 +1,13 @@
 """What the formats share: what an announcement says of its samples, and what is wrong with a record.
 
-`avro` and `raw` are the formats, `formats` is their table.
+`avro`, `csv`, `json` and `raw` are the formats, `formats` is their table. A sample is one tensor: values in a shape,
+or, of tabular data, one number a feature, where a category stands as its number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ Array = NDArray[Any]
 Labels = NDArray[np.int64]
 
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+NONE = -1
+"""The class number of a record that has no label."""
 MAX_VALUES = 10_000_000
 """Values in one record, at most."""
 
@@ -39,6 +42,17 @@ class Encoded(Protocol):
     def value(self) -> bytes: ...
 
 
+class Feature(BaseModel):
+    """One column of tabular data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str = Field(min_length=1, max_length=200)
+    """csv: the column; avro: the field; json: the path, names and numbers with dots between them."""
+    categories: tuple[str, ...] = Field(default=(), max_length=100_000)
+    """The texts that it may hold; in a sample each is its number in this order. Empty: it holds numbers."""
+
+
 class StreamConfig(BaseModel):
     """What an announcement's `config` says, the same keys for every format."""
 
@@ -52,10 +66,18 @@ class StreamConfig(BaseModel):
     """Names of the classes; empty: the classes are numbers."""
     avro_schema: dict[str, Any] | None = Field(default=None, alias="schema")
     """avro: the schema that the records were written with."""
+    label_schema: dict[str, Any] | str | None = None
+    """avro: the schema of the record's key, if that holds the label: a plain type, or a record with field `y`."""
+    features: tuple[Feature, ...] = Field(default=(), max_length=100_000)
+    """Where a sample's values stand one by one; empty: all together at `x` (csv: all columns but the label's)."""
+    columns: tuple[str, ...] = Field(default=(), max_length=100_000)
+    """csv: the columns in their order; empty: the features, or as many as the shape has values, and no other."""
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """csv: what stands between columns."""
     x: str = "x"
-    """avro: the field of the values: an array of numbers, or bytes."""
+    """avro, json: the field or path of all values: an array of numbers, or (avro) bytes."""
     y: str = "y"
-    """avro: the field of the label, if the schema has one."""
+    """avro, csv, json: field, column or path of the label; where there is none, the record's key is it, as text."""
 
     @property
     def size(self) -> int:
@@ -81,24 +103,84 @@ def parse_config(config: dict[str, object]) -> StreamConfig:
         raise PermanentError(f"stream config: {first_cause(error)}") from error
     if parsed.dtype not in DTYPES:
         raise PermanentError(f"stream config: dtype {parsed.dtype[:20]!r} is not one of {', '.join(DTYPES)}")
+    if parsed.features and parsed.shape != (len(parsed.features),):
+        raise PermanentError(f"stream config: {len(parsed.features)} features do not make shape {list(parsed.shape)}")
     if any(size < 1 for size in parsed.shape) or parsed.size > MAX_VALUES:
         raise PermanentError(f"stream config: shape {in_short(list(parsed.shape))} has no or too many values")
     return parsed
 
 
-def bad(record: Encoded, reason: str) -> PermanentError:
+class BadRecord(PermanentError):
+    """One record that is not what the config says. The text begins with its place."""
+
+    def __init__(self, record: Encoded, reason: str) -> None:
+        super().__init__(f"record {record.topic}:{record.partition}:{record.offset} {reason}")
+        self.record = record
+        self.reason = reason
+
+
+def bad(record: Encoded, reason: str) -> BadRecord:
     """The error of one record, with its place."""
-    return PermanentError(f"record {record.topic}:{record.partition}:{record.offset} {reason}")
+    return BadRecord(record, reason)
 
 
-def label_of(record: Encoded, value: int | str, config: StreamConfig) -> int:
-    """A class number, from a number, its text, or its name; `PermanentError` when it is none of these."""
+def label_of(record: Encoded, value: object, config: StreamConfig) -> int:
+    """A class number, from a number, its text, or its name; `NONE` for None and empty text.
+
+    Raises `BadRecord` when it is none of these.
+    """
+    if value is None or value == "":
+        return NONE
     if isinstance(value, str):
         if value in config.labels:
             return config.labels.index(value)
-        if not (value.isascii() and value.isdigit() and len(value) < 10):
-            raise bad(record, f"has label {value[:40]!r}, which is no class")
-    return int(value)
+        if value.isascii() and value.isdigit() and len(value) < 10:
+            return int(value)
+    elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return value
+    said = repr(value[:40]) if isinstance(value, str) else str(value)[:40]
+    raise bad(record, f"has label {said}, which is no class")
+
+
+def label_of_key(record: Encoded, config: StreamConfig) -> int:
+    """The class number that the record's key tells as text; `NONE` without a key."""
+    try:
+        text = (record.key or b"").decode()
+    except UnicodeDecodeError as error:
+        raise bad(record, "has a key that is no text") from error
+    return label_of(record, text, config)
+
+
+def number_of(record: Encoded, value: object, feature: Feature, known: Mapping[str, int]) -> float:
+    """The number that a feature's value is in a sample; `known` are the numbers of its categories."""
+    if feature.categories:
+        found = known.get(str(value))
+        if found is None:
+            raise bad(record, f"has {feature.name} {str(value)[:40]!r}, which is none of its categories")
+        return found
+    try:
+        return float(value)  # type: ignore[arg-type]  # whatever the record holds: that is what is tried
+    except (TypeError, ValueError, OverflowError) as error:
+        raise bad(record, f"has {feature.name} {str(value)[:40]!r}, which is no number") from error
+
+
+def category_numbers(features: Sequence[Feature]) -> list[dict[str, int]]:
+    """Of each feature the numbers of its categories, by their texts."""
+    return [{text: i for i, text in enumerate(feature.categories)} for feature in features]
+
+
+def in_wire_dtype(records: Sequence[Encoded], values: NDArray[Any], config: StreamConfig) -> Array:
+    """`values` (n, …) in the dtype of the wire; one that it cannot hold is an error, not another number."""
+    dtype = np.dtype(config.dtype)
+    if dtype.kind in "iu" and values.dtype != dtype:
+        limits = np.iinfo(dtype)
+        with np.errstate(invalid="ignore"):
+            whole = (values >= limits.min) & (values <= limits.max) & (values == np.trunc(values))
+        fit = whole.reshape(len(values), -1).all(axis=1)
+        if not fit.all():
+            raise bad(records[int(np.argmin(fit))], f"has a value that is no {config.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is looked for later, by all formats
+        return values.astype(dtype, copy=False)
 
 
 def from_bytes(values: Sequence[bytes], config: StreamConfig) -> Array:

@@ -53,7 +53,7 @@ def send_stream(
     confirms nothing for `stalled_s` seconds; nothing is announced then.
     """
     check_name("stream", stream_id)
-    config = format_named(format).config_of(x, y is not None, labels)
+    config = format_named(format).config_of(x, y is not None, labels, ())
     announcement = Announcement(
         stream_id=stream_id,
         deployment=deployment,

@@ -7,9 +7,12 @@ from typing import Any
 import fastavro
 import numpy as np
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
+from sluice.streams.avro_columns import columns
 from sluice.streams.formats import FORMATS, decode, format_named
-from sluice.streams.samples import parse_config
+from sluice.streams.samples import NONE, BadRecord, parse_config
 from sluice.wire.errors import PermanentError
 
 LABELS = ["cat", "dog", "owl"]
@@ -26,7 +29,7 @@ class Given:
 
 def encoded(name: str, x: Any, y: Any, labels: list[str]) -> tuple[list[Given], dict[str, object]]:
     kind = format_named(name)
-    config = kind.config_of(x, y is not None, labels)
+    config = kind.config_of(x, y is not None, labels, ())
     parsed = parse_config(config)
     pairs = [kind.encode(x[i], None if y is None else int(y[i]), parsed) for i in range(len(x))]
     return [Given(value, key, offset=i) for i, (key, value) in enumerate(pairs)], config
@@ -59,11 +62,8 @@ def test_what_was_sent_is_read(name: str, dtype: str, labelled: bool) -> None:
     read_x, read_y = decode(name, records, parse_config(config))
     assert read_x.dtype == (np.uint8 if dtype == "uint8" else np.float32)
     np.testing.assert_array_equal(read_x, x)
-    if y is None:
-        assert read_y is None
-    else:
-        assert read_y is not None and read_y.dtype == np.int64
-        np.testing.assert_array_equal(read_y, y)
+    assert read_y.dtype == np.int64
+    np.testing.assert_array_equal(read_y, [NONE] * 4 if y is None else y)
 
 
 def test_avro_of_another_producer() -> None:
@@ -72,7 +72,7 @@ def test_avro_of_another_producer() -> None:
     records = avro(schema, {"x": [1.5, 2], "y": "owl", "site": None}, {"x": [3, 4], "y": "cat", "site": "roof"})
     x, y = decode("avro", records, parse_config({"shape": [2], "labels": LABELS, "schema": schema}))
     np.testing.assert_array_equal(x, np.array([[1.5, 2], [3, 4]], np.float32))
-    assert y is not None and y.tolist() == [2, 0]
+    assert y.tolist() == [2, 0]
 
 
 def refused(name: str, records: list[Given], config: dict[str, object]) -> str:
@@ -140,15 +140,15 @@ def test_broken_raw_records_are_named() -> None:
     records[2].value = b"123"
     assert "record t:0:2 has 3 bytes, not 4" in refused("raw", records, config)
     records, _ = encoded("raw", x, y, LABELS)
-    records[1].key = None
-    assert "record t:0:1 has no label" in refused("raw", records, config)
     records[1].key = b"mouse"
     assert "record t:0:1 has label 'mouse'" in refused("raw", records, config)
     records[1].key = b"\xff"
     assert "record t:0:1 has a key that is no text" in refused("raw", records, config)
     records[1].key = b"dog"
     _, labels = decode("raw", records, parse_config(config))
-    assert labels is not None and labels.tolist() == [0, 1, 0]
+    assert labels.tolist() == [0, 1, 0]
+    records[1].key = None
+    assert decode("raw", records, parse_config(config))[1].tolist() == [0, NONE, 0]
 
 
 @pytest.mark.parametrize(
@@ -167,5 +167,167 @@ def test_configs_that_make_no_sense(config: dict[str, object]) -> None:
 
 
 def test_unknown_format() -> None:
-    with pytest.raises(PermanentError, match="known: avro, raw"):
+    with pytest.raises(PermanentError, match="known: avro, csv, json, raw"):
         format_named("parquet")
+
+
+FEATURES = [{"name": "kind", "categories": ["a", "b, c"]}, {"name": "size"}]
+
+
+def table(name: str, x: Any, y: Any) -> tuple[list[Given], dict[str, object]]:
+    kind = format_named(name)
+    features = parse_config({"shape": [2], "features": FEATURES}).features
+    config = kind.config_of(x, True, LABELS, features)
+    parsed = parse_config(config)
+    pairs = [kind.encode(x[i], int(y[i]), parsed) for i in range(len(x))]
+    return [Given(value, key, offset=i) for i, (key, value) in enumerate(pairs)], config
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_tables_with_categories_come_back(name: str) -> None:
+    x = np.array([[0, 1.5], [1, -2.25], [1, 3e-7]], np.float32)
+    records, config = table(name, x, [2, 0, 1])
+    found, y = decode(name, records, parse_config(config))
+    np.testing.assert_array_equal(found, x)
+    assert y.tolist() == [2, 0, 1]
+
+
+def test_rows_as_in_the_tutorial_of_tensorflow() -> None:
+    """Numbers in the value, the label as the key: no names are needed."""
+    rows = [Given(b"1.5,2e0,-3", b"1"), Given(b" 4, 5, 6 ", b"0"), Given(b'"7",8,9', None)]
+    x, y = decode("csv", rows, parse_config({"shape": [3]}))
+    assert x.tolist() == [[1.5, 2, -3], [4, 5, 6], [7, 8, 9]] and y.tolist() == [1, 0, NONE]
+
+
+def test_rows_with_a_label_column_of_texts() -> None:
+    config: dict[str, object] = {"shape": [2], "labels": LABELS, "columns": ["id", "w", "y", "h"], "delimiter": ";"}
+    config["features"] = [{"name": "h"}, {"name": "w"}]
+    x, y = decode("csv", [Given(b"7;1;owl;2"), Given(b"8;3;;4"), Given(b"9;5;1;6")], parse_config(config))
+    assert x.tolist() == [[2, 1], [4, 3], [6, 5]] and y.tolist() == [2, NONE, 1]
+    numbers = config | {"columns": ["w", "y", "h"]}
+    x, y = decode("csv", [Given(b"1;2;0"), Given(b"3;1;0")], parse_config(numbers))
+    assert x.tolist() == [[0, 1], [0, 3]] and y.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"1,2", "has 2 columns, not 3"),
+        (b"1,2,3,4", "has 4 columns, not 3"),
+        (b"", "has 0 columns, not 3"),
+        (b"1,2,x", "has x2 'x', which is no number"),
+        (b"1,,3", "has x1 '', which is no number"),
+        (b"1,nan,3", "has a value that is not a finite float32"),
+        (b"1,1e99,3", "has a value that is not a finite float32"),
+        (b"1,2,3\n4,5,6", "no row of text"),
+        (b'1,"2,3', "no row of text"),
+        (b"1,2,\xff", "no row of text"),
+        (b"1" * 2000, "at most are expected"),
+    ],
+)
+def test_broken_rows_are_named(row: bytes, reason: str) -> None:
+    good = Given(b"1,2,3")
+    message = refused("csv", [good, Given(row, offset=1), good], {"shape": [3]})
+    assert message.startswith("record t:0:1 ") and reason in message
+
+
+def test_paths_in_json() -> None:
+    config: dict[str, object] = {"shape": [2], "y": "meta.class", "labels": LABELS}
+    config["features"] = [{"name": "a.0.v"}, {"name": "b", "categories": ["on", "off"]}]
+    rows = [
+        Given(b'{"a": [{"v": 1.5}], "b": "off", "meta": {"class": "owl"}}'),
+        Given(b'{"a": [{"v": 2}, 0], "b": "on", "meta": {"class": null}}'),
+        Given(b'{"a": [{"v": 3}], "b": "on"}', b"dog"),
+    ]
+    x, y = decode("json", rows, parse_config(config))
+    assert x.tolist() == [[1.5, 1], [2, 0], [3, 0]] and y.tolist() == [2, NONE, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b'{"x": [1, 2]', "is no JSON"),
+        (b"\xff", "is no JSON"),
+        (b"[" * 5000, "is no JSON"),
+        (b"[1, 2]", "has nothing at 'x'"),
+        (b'{"x": [1, 2, 3]}', "shape [3], not [2]"),
+        (b'{"x": [1, [2]]}', "no array at 'x'"),
+        (b'{"x": [true, false]}', "other things than numbers"),
+        (b'{"x": ["1", "2"]}', "other things than numbers"),
+        (b'{"x": [1, 1' + b"0" * 400 + b"]}", "other things than numbers"),
+        (b'{"x": [1, NaN]}', "not a finite float32"),
+        (b'{"x": [1, 2], "y": -1}', "has label -1"),
+        (b'{"x": [1, 2], "y": 1.5}', "has label 1.5"),
+        (b'{"x": [1, 2], "y": true}', "has label True"),
+    ],
+)
+def test_broken_json_is_named(value: bytes, reason: str) -> None:
+    good = Given(b'{"x": [1, 2], "y": 1}')
+    message = refused("json", [good, Given(value, offset=1), good], {"shape": [2]})
+    assert message.startswith("record t:0:1 ") and reason in message
+
+
+@pytest.mark.parametrize("kind", ["long", {"type": "record", "name": "L", "fields": [{"name": "y", "type": "long"}]}])
+def test_avro_with_the_label_in_the_key(kind: Any) -> None:
+    schema = {"type": "record", "name": "D", "fields": [{"name": n, "type": "float"} for n in "abc"]}
+    config = {"shape": [3], "features": [{"name": n} for n in "cab"], "schema": schema, "label_schema": kind}
+    records = avro(schema, {"a": 1, "b": 2, "c": 3}, {"a": 4, "b": 5, "c": 6}, {"a": 7, "b": 8, "c": 9})
+    records[0].key, records[1].key = b"\x04", b"\x00"
+    x, y = decode("avro", records, parse_config(config))
+    assert x.tolist() == [[3, 1, 2], [6, 4, 5], [9, 7, 8]] and y.tolist() == [2, 0, NONE]
+    records[1].key = b"\x00\x00"
+    assert "record t:0:1 has 1 bytes after its end" in refused("avro", records, config)
+
+
+TYPES = ["float", "double", "int", "long", "bytes", {"type": "array", "items": "float"}, ["null", "double"], "boolean"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_columns_are_what_fastavro_reads(data: st.DataObject) -> None:
+    """Whatever is laid out alike is read as one by one; whatever is not is left to the reader of single records."""
+    kinds = {
+        f"f{i}": kind for i, kind in enumerate(data.draw(st.lists(st.sampled_from(TYPES), min_size=1, max_size=4)))
+    }
+    schema = {"type": "record", "name": "R", "fields": [{"name": n, "type": k} for n, k in kinds.items()]}
+    values = {
+        "float": st.floats(width=32, allow_nan=False),
+        "double": st.floats(allow_nan=False),
+        "int": st.integers(-(2**31), 2**31 - 1) | st.integers(0, 9),
+        "long": st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9),
+        "bytes": st.binary(max_size=3),
+        "boolean": st.booleans(),
+    }
+
+    def value(kind: Any) -> st.SearchStrategy[Any]:
+        if isinstance(kind, list):
+            return st.none() | values["double"]
+        return st.lists(values["float"], max_size=3) if isinstance(kind, dict) else values[kind]
+
+    rows = data.draw(st.lists(st.fixed_dictionaries({n: value(k) for n, k in kinds.items()}), min_size=1, max_size=4))
+    bodies = [record.value for record in avro(schema, *rows)]
+    if len({len(body) for body in bodies}) != 1:
+        return
+    found = columns(kinds, bodies)
+    event(f"columns: {found is not None}")
+    for name, column in (found or {}).items():
+        for row, got in zip(rows, column, strict=True):
+            wanted = row[name]
+            if isinstance(wanted, bytes):
+                assert got.tobytes() == wanted
+            else:
+                np.testing.assert_array_equal(got, wanted)
+    cut = [body[:-1] for body in bodies]
+    assert columns(kinds, cut) is None
+
+
+def test_bad_records_are_left_out_and_told() -> None:
+    told: list[BadRecord] = []
+    rows = [Given(b"1,2", b"0"), Given(b"1", b"1"), Given(b"3,4", b"x"), Given(b"5,6", b"1"), Given(b"nan,1", b"1")]
+    for offset, row in enumerate(rows):
+        row.offset = offset
+    x, y = decode("csv", rows, parse_config({"shape": [2]}), told.append)
+    assert x.tolist() == [[1, 2], [5, 6]] and y.tolist() == [0, 1]
+    assert {error.record.offset for error in told} == {1, 2, 4}
+    x, y = decode("csv", [rows[1]], parse_config({"shape": [2]}), told.append)
+    assert x.shape == (0, 2) and y.shape == (0,)

@@ -1,0 +1,136 @@
+"""Format `csv`: a record's value is one row of text; the label is a column, or the record's key.
+
+Rows of numbers are read by NumPy, all of a batch at once. Where a column holds texts or a row is not as it should be,
+Python's own reader takes the batch row by row, and finds out which row it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from sluice.streams.samples import (
+    NONE,
+    Array,
+    Encoded,
+    Feature,
+    Labels,
+    StreamConfig,
+    bad,
+    category_numbers,
+    in_wire_dtype,
+    label_of,
+    label_of_key,
+    number_of,
+)
+
+CELL_BYTES = 100
+"""Bytes that one cell may take on the average."""
+
+
+def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels]:
+    """As `sluice.streams.formats.decode`, in the dtype of the wire."""
+    columns, features = _columns(config), _features(config)
+    at = [columns.index(feature.name) for feature in features]
+    label_at = columns.index(config.y) if config.y in columns else None
+    limit = len(columns) * CELL_BYTES + 1000
+    for record in records:
+        if len(record.value) > limit:
+            raise bad(record, f"has {len(record.value)} bytes, {limit} at most are expected")
+    cells = _numbers(records, len(columns), config)
+    if cells is not None and not any(feature.categories for feature in features):
+        x = cells[:, at]
+        y = _labels(records, None if label_at is None else cells[:, label_at], config)
+    else:
+        x, y = _one_by_one(records, len(columns), features, at, label_at, config)
+    return in_wire_dtype(records, x, config).reshape(len(records), *config.shape), y
+
+
+def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[bytes | None, bytes]:
+    """(key, value) of one sample (*shape) and its label; a label goes where the columns have a place for it."""
+    features = _features(config)
+    values = {
+        feature.name: feature.categories[int(value)] if feature.categories else str(value)
+        for feature, value in zip(features, sample.reshape(-1).tolist(), strict=True)
+    }
+    key = None
+    if label is not None and config.y in _columns(config):
+        values[config.y] = config.labels[label] if config.labels else str(label)
+    elif label is not None:
+        key = str(label).encode()
+    out = io.StringIO()
+    csv.writer(out, delimiter=config.delimiter, lineterminator="").writerow(
+        values.get(column, "") for column in _columns(config)
+    )
+    return key, out.getvalue().encode()
+
+
+def config_of(x: Array, labelled: bool, labels: Sequence[str], features: Sequence[Feature]) -> dict[str, object]:
+    """What to announce for samples like `x` (n, *shape): the label is the key."""
+    del labelled
+    named = [feature.model_dump() for feature in features]
+    return {"shape": list(x.shape[1:]), "dtype": x.dtype.name, "labels": list(labels), "features": named, "y": ""}
+
+
+def _features(config: StreamConfig) -> tuple[Feature, ...]:
+    if config.features:
+        return config.features
+    return tuple(Feature(name=column) for column in _columns(config) if column != config.y)
+
+
+def _columns(config: StreamConfig) -> tuple[str, ...]:
+    if config.columns:
+        return config.columns
+    return tuple(feature.name for feature in config.features) or tuple(f"x{i}" for i in range(config.size))
+
+
+def _numbers(records: Sequence[Encoded], columns: int, config: StreamConfig) -> Array | None:
+    """All cells (n, columns) float64, if every one is a number and every row has all of them."""
+    try:
+        rows = [record.value.decode("ascii") for record in records]
+        cells = np.loadtxt(rows, np.float64, delimiter=config.delimiter, comments=None, quotechar='"', ndmin=2)
+    except (UnicodeDecodeError, ValueError):
+        return None
+    return cells if cells.shape == (len(records), columns) else None
+
+
+def _labels(records: Sequence[Encoded], column: Array | None, config: StreamConfig) -> Labels:
+    if column is None:
+        return np.array([label_of_key(record, config) for record in records], np.int64)
+    whole = (column == np.trunc(column)) & (column >= 0) & (column < 2**31)
+    if not whole.all():
+        worst = int(np.argmin(whole))
+        raise bad(records[worst], f"has label {column[worst]:g}, which is no class")
+    return column.astype(np.int64)
+
+
+def _one_by_one(
+    records: Sequence[Encoded],
+    columns: int,
+    features: Sequence[Feature],
+    at: Sequence[int],
+    label_at: int | None,
+    config: StreamConfig,
+) -> tuple[Array, Labels]:
+    known = category_numbers(features)
+    x = np.empty((len(records), len(features)))
+    y = np.full(len(records), NONE, np.int64)
+    for i, record in enumerate(records):
+        row = _row(record, columns, config)
+        for j, feature in enumerate(features):
+            x[i, j] = number_of(record, row[at[j]], feature, known[j])
+        y[i] = label_of_key(record, config) if label_at is None else label_of(record, row[label_at], config)
+    return x, y
+
+
+def _row(record: Encoded, columns: int, config: StreamConfig) -> list[str]:
+    try:
+        rows = list(csv.reader([record.value.decode()], delimiter=config.delimiter, skipinitialspace=True, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise bad(record, f"is no row of text: {error}") from error
+    if len(rows) != 1 or len(rows[0]) != columns:
+        raise bad(record, f"has {len(rows[0]) if rows else 0} columns, not {columns}")
+    return [cell.strip() for cell in rows[0]]
