@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sluice.doors.kafka import KafkaCluster, KafkaReader, Record, TopicPartition
+from sluice.streams.bad import BadRecords
 from sluice.streams.formats import decode
 from sluice.streams.samples import Array, Labels, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
@@ -29,6 +31,19 @@ STALLED_S = 30.0
 
 Progress = Callable[[int, int], None]
 """Called with records read and records to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples as they stood on a topic: x (n, *shape) uint8 or float32, y (n,) int64, `NONE` where there is no label.
+
+    n may be 0, where all records of the batch were left out.
+    """
+
+    x: Array
+    y: Labels
+    ends: Mapping[TopicPartition, int]
+    """Of each topic partition that it is of, the offset after its last record."""
 
 
 def read_slices(
@@ -88,35 +103,54 @@ def _read(
             raise TemporaryError(f"slice {piece}: Kafka gave nothing for {stalled_s:g} s at offset {position}")
 
 
+def read_stream(
+    cluster: KafkaCluster,
+    announcement: Announcement,
+    *,
+    batch: int = BATCH,
+    bad: BadRecords | None = None,
+) -> Iterator[Batch]:
+    """The samples of an announced stream, slice by slice, in the same order each time.
+
+    Raises as `read_slices` and `sluice.streams.formats.decode`, but for records that `bad` bears; `PermanentError` too
+    when there are fewer or more records than were announced.
+    """
+    config = parse_config(announcement.config)
+    slices = [parse_slice(text) for text in announcement.slices]
+    done = 0
+    for records in read_slices(cluster, slices, batch=batch):
+        x, y = decode(announcement.format, records, config, bad)
+        done += len(records)
+        last = records[-1]
+        yield Batch(x, y, {(last.topic, last.partition): last.offset + 1})
+    if done != announcement.count or not done:
+        raise PermanentError(
+            f"stream {announcement.stream_id!r} has {done} records where {announcement.count} were announced"
+        )
+
+
 def load_stream(
     cluster: KafkaCluster,
     announcement: Announcement,
     *,
     batch: int = BATCH,
+    bad: BadRecords | None = None,
     progress: Progress | None = None,
 ) -> tuple[Array, Labels]:
     """All samples of an announced stream: x (n, *shape) uint8 or float32, y (n,) int64, `NONE` where there is no label.
 
-    Raises as `read_slices` and `sluice.streams.formats.decode`; `PermanentError` too when fewer records are left than
-    were announced.
+    Raises as `read_stream`; `PermanentError` too when no record could be read.
     """
-    config = parse_config(announcement.config)
-    slices = [parse_slice(text) for text in announcement.slices]
-    xs: list[Array] = []
-    ys: list[Labels] = []
+    batches = []
     done = 0
-    for records in read_slices(cluster, slices, batch=batch):
-        x, y = decode(announcement.format, records, config)
-        xs.append(x)
-        ys.append(y)
-        done += len(records)
+    for one in read_stream(cluster, announcement, batch=batch, bad=bad):
+        batches.append(one)
+        done += len(one.y)
         if progress is not None:
             progress(done, announcement.count)
-    if done != announcement.count or not done:
-        raise PermanentError(
-            f"stream {announcement.stream_id!r} has {done} records where {announcement.count} were announced"
-        )
-    return np.concatenate(xs), np.concatenate(ys)
+    if not done:
+        raise PermanentError(f"stream {announcement.stream_id!r} has no record that can be read")
+    return np.concatenate([one.x for one in batches]), np.concatenate([one.y for one in batches])
 
 
 def split_validation(
