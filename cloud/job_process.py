@@ -3,6 +3,9 @@
 A job is a program that runs foreign code (a model is code). It gets a folder with `job.json`, a clean environment and
 limits on time, memory and output, and says what it does in `events.jsonl`, one JSON object a line. `run_job` returns
 when no process of it is left. The thread that calls it must live until then: the kernel ends the job with that thread.
+
+A job that works on a stream does not read it from Kafka: a second process does, which knows how to, and hands it over
+(`sluice.streams.feed`). The job gets the number of its end of the socket as its second argument.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -74,32 +78,57 @@ def run_job(
     limits: Limits,
     cancelled: threading.Event,
     on_event: Callable[[Event], None],
+    wish: str | None = None,
 ) -> Report:
     """Run `program` in `folder` to its end, and report. `hidden` is the folder that it must not read.
 
-    `on_event` hears progress and metrics as they come. Setting `cancelled` ends the job.
+    `on_event` hears progress and metrics as they come. Setting `cancelled` ends the job. `wish` (JSON, see
+    `sluice.streams.feed.Wish`) is the stream that it is fed with.
     """
     folder, hidden = folder.resolve(), hidden.resolve()
-    process = _start(program, folder, hidden, limits)
-    try:
+    with contextlib.ExitStack() as ends:
+        fed: socket.socket | None = None
+        if wish is not None:
+            fed, feeding = socket.socketpair()
+            with feeding:
+                ends.callback(_end, _start_feed(feeding, wish, folder))
+        with fed or contextlib.nullcontext():
+            process = _start(program, folder, hidden, limits, fed)
+        ends.callback(_end, process)
         return _watch(process, folder, limits, cancelled, on_event)
-    finally:
-        _end(process)
 
 
-def _start(program: Program, folder: Path, hidden: Path, limits: Limits) -> subprocess.Popen[bytes]:
+def _start_feed(feeding: socket.socket, wish: str, folder: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "sluice.streams.feed", str(feeding.fileno())],
+        env=environment(Program("sluice.streams.feed"), folder, 1),
+        stdin=subprocess.PIPE,
+        pass_fds=(feeding.fileno(),),
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin:  # it ended already: the job will hear of that
+        process.stdin.write(wish.encode() + b"\n")
+    return process
+
+
+def _start(
+    program: Program, folder: Path, hidden: Path, limits: Limits, fed: socket.socket | None
+) -> subprocess.Popen[bytes]:
     (folder / "tmp").mkdir(exist_ok=True)
     confine = [sys.executable, "-I", "-S", str(START)]
     confine += [str(os.getpid()), str(folder), str(hidden), str(limits.output)]
     # -P: what lies in the job's folder is no part of the program
+    more = [] if fed is None else [str(fed.fileno())]
     return subprocess.Popen(
-        [*confine, sys.executable, "-P", "-m", program.module, str(folder)],
+        [*confine, sys.executable, "-P", "-m", program.module, str(folder), *more],
         cwd=folder,
         env=environment(program, folder, limits.threads),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        pass_fds=() if fed is None else (fed.fileno(),),
     )
 
 

@@ -51,6 +51,8 @@ class Task:
     job_id: str
     kind: str
     cancelled: threading.Event
+    wish: str | None = None
+    """The stream that it works on (`sluice.streams.feed.Wish`), which its own file does not tell it how to reach."""
 
 
 class Runner:
@@ -115,15 +117,16 @@ class Runner:
         spec: Mapping[str, Any],
         files: Mapping[str, Path],
         record: Callable[[Connection, str], None],
+        wish: str | None = None,
     ) -> str:
         """Put a job in line and return its id: its folder, then its row and what `record` writes, then its turn.
 
-        `files` are copied into the folder under their names. Raises `TemporaryError` when too many jobs wait or the
-        database is away; then nothing of the job is there.
+        `files` are copied into the folder under their names; `wish` is the stream that the job is fed with. Raises
+        `TemporaryError` when too many jobs wait or the database is away; then nothing of the job is there.
         """
         if self._line.full() or self._stopping.is_set():
             raise TemporaryError("too many jobs are waiting", 10)
-        task = Task(f"{kind}-{secrets.token_hex(6)}", kind, threading.Event())
+        task = Task(f"{kind}-{secrets.token_hex(6)}", kind, threading.Event(), wish)
         folder = self.folder / task.job_id
         row = {"id": task.job_id, "kind": kind, "state": "queued", "metrics": [], "created_at": now_us()}
         try:
@@ -206,7 +209,8 @@ class Runner:
     def _run(self, task: Task, limits: Limits, on_event: Callable[[Event], None]) -> Report:
         folder = self.folder / task.job_id
         try:
-            return run_job(self._programs[task.kind], folder, self._data, limits, task.cancelled, on_event)
+            program = self._programs[task.kind]
+            return run_job(program, folder, self._data, limits, task.cancelled, on_event, task.wish)
         except OSError as error:
             return Report("failed", f"the job could not run: {error}")
 

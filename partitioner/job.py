@@ -53,7 +53,6 @@ class PartitionJob(Job):
     name: str
     version: int = Field(ge=1)
     stream: Announcement
-    kafka: dict[str, Any]
     settings: PartitionSettings = PartitionSettings()
     provenance: PartitionProvenance = PartitionProvenance()
 
@@ -63,12 +62,13 @@ _JOBS: TypeAdapter[CheckJob | PartitionJob] = TypeAdapter(
 )
 
 
-def work(folder: Path, events: Events) -> dict[str, Any]:
-    """Do the job in `folder`; the result as it is reported."""
+def work(folder: Path, events: Events, descriptor: int | None = None) -> dict[str, Any]:
+    """Do the job in `folder`, on the stream that comes through `descriptor`; the result as it is reported."""
     job = read_job(folder, _JOBS)
     if isinstance(job, CheckJob):
         return check(load_model(job.model, folder))
-    return _partition(job, folder, events)
+    assert descriptor is not None
+    return _partition(job, folder, events, descriptor)
 
 
 def check(model: keras.Model) -> dict[str, Any]:
@@ -128,15 +128,14 @@ def _segments(cut: Cut) -> list[dict[str, Any]]:
     ]
 
 
-def _partition(job: PartitionJob, folder: Path, events: Events) -> dict[str, Any]:
-    from sluice.doors.kafka import KafkaCluster
-    from sluice.streams.reader import load_stream, split_stream
+def _partition(job: PartitionJob, folder: Path, events: Events, descriptor: int) -> dict[str, Any]:
+    from sluice.streams.fed import Fed
+    from sluice.streams.reader import split_stream
 
     model = load_model(job.model, folder)
     events.progress("reading the stream", 0, job.stream.count)
-    cluster = KafkaCluster.model_validate(job.kafka)
-    x, y = load_stream(
-        cluster, job.stream, progress=lambda done, total: events.progress("reading the stream", done, total)
+    x, y = Fed(descriptor).load(
+        job.stream.count, lambda done, total: events.progress("reading the stream", done, total)
     )
     to_train, held_out = split_stream(job.stream, y, len(x))
     if not len(held_out):

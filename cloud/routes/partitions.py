@@ -16,7 +16,7 @@ from cloud.routes import job_views
 from cloud.routes.devices import get_device
 from cloud.routes.job_views import JobView
 from cloud.routes.models import INPUT, find_model
-from cloud.routes.streams import require_whole
+from cloud.routes.streams import require_whole, wish_for
 from cloud.service import Service, ServiceDep
 from cloud.tables import partitions, trainings
 from sluice.wire.bundle import BLOBS, MANIFEST
@@ -101,7 +101,6 @@ def start_partition(service: ServiceDep, new: NewPartition) -> PartitionView:
         "name": training["model"],
         "version": training["version"],
         "stream": training["announcement"],
-        "kafka": service.settings.kafka.model_dump(),
         "settings": settings,
         "provenance": {"training": new.training},
     }
@@ -111,7 +110,9 @@ def start_partition(service: ServiceDep, new: NewPartition) -> PartitionView:
         row = {"id": job_id, "training": new.training, "settings": settings}
         connection.execute(insert(partitions).values(row))
 
-    return get_partition(service, service.runner.begin("partition", spec, files, record))
+    return get_partition(
+        service, service.runner.begin("partition", spec, files, record, wish_for(service, training["announcement"]))
+    )
 
 
 def _measured(service: Service, device_id: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from fastapi import APIRouter, HTTPException
@@ -54,6 +55,12 @@ def require_whole(service: Service, stream_id: str, announcement: dict[str, Any]
     for text, left in zip(slices, what_is_left(service.settings, slices), strict=True):
         if left != "whole":
             raise HTTPException(410, f"slice {text} of stream {stream_id!r} is {left}: send the data again")
+
+
+def wish_for(service: Service, announcement: dict[str, Any], bad_most: int = 0) -> str:
+    """The stream that a job is to be fed with, and how to reach it (`sluice.streams.feed.Wish`), as JSON."""
+    kafka = service.settings.kafka.model_dump()
+    return json.dumps({"kafka": kafka, "stream": announcement, "bad_most": bad_most})
 
 
 def _view(service: Service, rows: list[Any]) -> list[StreamView]:

@@ -15,7 +15,7 @@ from cloud.problems import missing
 from cloud.routes import job_views
 from cloud.routes.job_views import JobView
 from cloud.routes.models import find_model, job_model
-from cloud.routes.streams import find_stream, require_whole
+from cloud.routes.streams import find_stream, require_whole, wish_for
 from cloud.service import Service, ServiceDep
 from cloud.settings import MB
 from cloud.tables import trainings
@@ -66,8 +66,7 @@ def start_training(service: ServiceDep, new: NewTraining) -> TrainingView:
     require_whole(service, new.stream_id, announcement)
     job, files = job_model(service, model)
     settings = new.settings.model_dump()
-    kafka = service.settings.kafka.model_dump()
-    spec = {"model": job, "stream": announcement, "kafka": kafka, "settings": settings}
+    spec = {"model": job, "stream": announcement, "settings": settings}
 
     def record(connection: Connection, job_id: str) -> None:
         row = {
@@ -80,7 +79,7 @@ def start_training(service: ServiceDep, new: NewTraining) -> TrainingView:
         }
         connection.execute(insert(trainings).values(row))
 
-    return get_training(service, service.runner.begin("training", spec, files, record))
+    return get_training(service, service.runner.begin("training", spec, files, record, wish_for(service, announcement)))
 
 
 def keep_training(service: Service, job_id: str, folder: Path, _result: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m cloud.training JOBDIR`: do the training in JOBDIR/job.json; it reports as `partitioner.events` says."""
+"""`python -m cloud.training JOBDIR [FD]`: the training in JOBDIR/job.json; it reports as `partitioner.events` says."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,8 @@ def main() -> int:
     quiet.import_tensorflow()
     from cloud.training.job import work
 
-    return events.run(Path(sys.argv[1]), work)
+    descriptor = int(sys.argv[2]) if len(sys.argv) > 2 else None  # of the stream that it works on
+    return events.run(Path(sys.argv[1]), lambda folder, said: work(folder, said, descriptor))
 
 
 if __name__ == "__main__":

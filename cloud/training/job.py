@@ -19,8 +19,8 @@ from cloud.training.fit import Data, fit
 from partitioner.anatomy.exits import Anatomy, anatomy
 from partitioner.anatomy.models import load_model
 from partitioner.events import Events, read_job
-from sluice.doors.kafka import KafkaCluster
-from sluice.streams.reader import load_stream, split_stream
+from sluice.streams.fed import Fed
+from sluice.streams.reader import split_stream
 from sluice.streams.samples import Array, Labels
 from sluice.wire.errors import PermanentError
 from sluice.wire.state import Announcement
@@ -54,22 +54,23 @@ class TrainingJob(BaseModel):
     kind: Literal["training"]
     model: dict[str, str]
     stream: Announcement
-    kafka: dict[str, Any]
     settings: TrainingSettings = TrainingSettings()
 
 
-def work(folder: Path, events: Events) -> dict[str, Any]:
-    """Do the training in `folder`; returns the last metrics by exit, records and seconds."""
+def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]:
+    """Do the training in `folder`, on the stream that comes through `descriptor`.
+
+    Returns the last metrics by exit, records and seconds.
+    """
     begun = time.monotonic()
     job = read_job(folder, TypeAdapter(TrainingJob))
     keras.utils.set_random_seed(job.settings.seed)
     model = load_model(job.model, folder)
     found = anatomy(model, task="classification")
     events.progress("reading the stream", 0, job.stream.count)
-    x, y = load_stream(
-        KafkaCluster.model_validate(job.kafka),
-        job.stream,
-        progress=lambda done, total: events.progress("reading the stream", done, total),
+    assert descriptor is not None
+    x, y = Fed(descriptor).load(
+        job.stream.count, lambda done, total: events.progress("reading the stream", done, total)
     )
     x, y = check_data(found, x, y, job.stream.stream_id)
     train, held_out = split_stream(job.stream, y, len(x))

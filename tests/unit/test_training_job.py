@@ -1,6 +1,7 @@
 """Jobs: training from a stream in Kafka, then a bundle from the same stream; what they report when it goes wrong."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,29 +53,42 @@ def stream(cluster: KafkaCluster) -> Announcement:
     )
 
 
-def training(cluster: KafkaCluster, stream: Announcement, **changes: Any) -> dict[str, Any]:
+def training(stream: Announcement, **changes: Any) -> dict[str, Any]:
     return {
         "kind": "training",
         "model": {"source": MODEL},
         "stream": stream.model_dump(),
-        "kafka": cluster.model_dump(),
         "settings": {"epochs": 3, "batch": 32, "learning_rate": 0.01, "seed": 1},
     } | changes
 
 
-def run(folder: Path, work: Any, job: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+def run(cluster: KafkaCluster, folder: Path, work: Any, job: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """The job in this process, fed by another one."""
     from partitioner import events
 
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(job))
-    code = events.run(folder, work)
+    fed, feeding = socket.socketpair()
+    with feeding:
+        wish = json.dumps({"kafka": cluster.model_dump(), "stream": job["stream"]})
+        feed = subprocess.Popen(
+            [sys.executable, "-m", "sluice.streams.feed", str(feeding.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=(feeding.fileno(),),
+        )
+    assert feed.stdin is not None
+    with feed.stdin:
+        feed.stdin.write(wish.encode() + b"\n")
+    code = events.run(folder, lambda where, said: work(where, said, fed.detach()))
+    fed.close()  # where the job never asked for it
+    assert feed.wait(60) == 0
     return code, [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
-def reason(folder: Path, job: dict[str, Any]) -> str:
+def reason(cluster: KafkaCluster, folder: Path, job: dict[str, Any]) -> str:
     from cloud.training.job import work
 
-    code, events = run(folder, work, job)
+    code, events = run(cluster, folder, work, job)
     assert code == 2 and events[-1]["event"] == "failed"
     assert not (folder / "model.keras").exists()
     text: str = events[-1]["reason"]
@@ -86,7 +100,7 @@ def test_from_a_stream_to_a_bundle(cluster: KafkaCluster, stream: Announcement, 
     from cloud.training.job import work as train
     from partitioner.job import work as partition
 
-    code, events = run(tmp_path / "train", train, training(cluster, stream))
+    code, events = run(cluster, tmp_path / "train", train, training(stream))
     assert code == 0
     told = [event for event in events if event["event"] == "metrics"]
     assert [event["epoch"] for event in told] == [1, 2, 3]
@@ -102,11 +116,10 @@ def test_from_a_stream_to_a_bundle(cluster: KafkaCluster, stream: Announcement, 
         "name": "readings",
         "version": 3,
         "stream": stream.model_dump(),
-        "kafka": cluster.model_dump(),
         "settings": {"max_accuracy_loss": 0.05, "seed": 4},
         "provenance": {"training": "t7"},
     }
-    code, events = run(tmp_path / "cut", partition, job)
+    code, events = run(cluster, tmp_path / "cut", partition, job)
     assert code == 0, events[-1]
     bundle = open_bundle(tmp_path / "cut" / "bundle")
     assert events[-1]["result"]["digest"] == bundle.digest
@@ -123,28 +136,30 @@ def _labels() -> Any:
 
 def test_data_and_model_that_do_not_fit(cluster: KafkaCluster, stream: Announcement, tmp_path: Path) -> None:
     def with_model(old: str, new: str) -> dict[str, Any]:
-        return training(cluster, stream, model={"source": MODEL.replace(old, new)})
+        return training(stream, model={"source": MODEL.replace(old, new)})
 
-    assert "shape [4], the model takes [5]" in reason(tmp_path / "a", with_model("(4,)", "(5,)"))
-    assert "label 2, the model tells 2 classes" in reason(tmp_path / "b", with_model("Dense(3,", "Dense(2,"))
-    assert "float32 samples, the model takes uint8" in reason(tmp_path / "c", with_model("(4,)", "(4,), dtype='uint8'"))
-    assert "line 3: NameError" in reason(tmp_path / "d", with_model("a = layers", "a = layer"))
+    assert "shape [4], the model takes [5]" in reason(cluster, tmp_path / "a", with_model("(4,)", "(5,)"))
+    assert "label 2, the model tells 2 classes" in reason(cluster, tmp_path / "b", with_model("Dense(3,", "Dense(2,"))
+    assert "float32 samples, the model takes uint8" in reason(
+        cluster, tmp_path / "c", with_model("(4,)", "(4,), dtype='uint8'")
+    )
+    assert "line 3: NameError" in reason(cluster, tmp_path / "d", with_model("a = layers", "a = layer"))
     gone = stream.model_copy(update={"slices": ["readings:0:0:100000"]})
-    assert "slice readings:0:0:100000" in reason(tmp_path / "e", training(cluster, gone))
-    wrong = training(cluster, stream, settings={"epochs": 0})
-    assert "job file: settings.epochs" in reason(tmp_path / "f", wrong)
+    assert "slice readings:0:0:100000" in reason(cluster, tmp_path / "e", training(gone))
+    wrong = training(stream, settings={"epochs": 0})
+    assert "job file: settings.epochs" in reason(cluster, tmp_path / "f", wrong)
 
 
 def test_a_loss_that_is_not_a_number_ends_the_training(
     cluster: KafkaCluster, stream: Announcement, tmp_path: Path
 ) -> None:
-    job = training(cluster, stream, settings={"epochs": 50, "batch": 32, "learning_rate": 1e30, "seed": 1})
-    assert "is not a number after epoch" in reason(tmp_path / "a", job)
+    job = training(stream, settings={"epochs": 50, "batch": 32, "learning_rate": 1e30, "seed": 1})
+    assert "is not a number after epoch" in reason(cluster, tmp_path / "a", job)
 
 
 def test_a_stream_without_labels(cluster: KafkaCluster, tmp_path: Path) -> None:
     bare = send_stream(cluster, "bare", np.zeros((10, 4), np.float32), None, stream_id="bare")
-    assert "has no labels" in reason(tmp_path / "a", training(cluster, bare))
+    assert "has no labels" in reason(cluster, tmp_path / "a", training(bare))
 
 
 def test_the_same_seed_trains_the_same_model() -> None:
