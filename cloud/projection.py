@@ -37,7 +37,7 @@ class Rows:
     audits: dict[SampleKey, Row] = field(default_factory=dict)
     reported: dict[str, Row] = field(default_factory=dict)
     status: dict[str, Row] = field(default_factory=dict)
-    streams: dict[str, Row] = field(default_factory=dict)
+    streams: dict[tuple[str, int], Row] = field(default_factory=dict)
 
     def take(self, record: Record) -> None:
         """Fold one record in.
@@ -59,8 +59,11 @@ class Rows:
             announcement = parse_state(Announcement, record.value)
             for text in announcement.slices:
                 parse_slice(text)
+            if announcement.part > announcement.parts:
+                raise PermanentError(f"part {announcement.part} of {announcement.parts}: there is no such part")
+            key = (announcement.stream_id, announcement.part)
             row = {"announcement": announcement.model_dump(mode="json"), "announced_at": at}
-            self.streams[announcement.stream_id] = {"stream_id": announcement.stream_id, **row}
+            self.streams[key] = {"stream_id": key[0], "part": key[1], **row}
 
     def _fold(self, prediction: Prediction, at: int) -> None:
         if prediction.audit is not None:
@@ -126,7 +129,7 @@ def write(connection: Connection, rows: Rows) -> int:
     """
     for device_rows, kind in ((rows.reported, "reported"), (rows.status, "status")):
         _upsert(connection, device_states, ["device_id"], [kind, f"{kind}_at"], device_rows.values())
-    _upsert(connection, streams, ["stream_id"], ["announcement", "announced_at"], rows.streams.values())
+    _upsert(connection, streams, ["stream_id", "part"], ["announcement", "announced_at"], rows.streams.values())
     if rows.audits:
         known = _insert(connection.dialect, audits)
         more = {"records": audits.c.records + known.excluded.records}

@@ -63,6 +63,7 @@ streams = Table(
     "streams",
     metadata,
     Column("stream_id", String(63), primary_key=True),
+    Column("part", Integer, primary_key=True),  # of as many as the announcement says
     Column("announcement", JSON, nullable=False),
     Column("announced_at", BigInteger, nullable=False),
 )

@@ -17,6 +17,7 @@ from sluice.wire.answers import Question, unpack
 from sluice.wire.bundle import MANIFEST, open_bundle
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.messages import Prediction
+from sluice.wire.state import Announcement
 
 Json = dict[str, Any]
 OnJob = Callable[[Json], None]
@@ -252,3 +253,32 @@ class Client:
 
 def _given(filters: Json) -> Json:
     return {name: value for name, value in filters.items() if value is not None}
+
+
+def stream(
+    bootstrap: str,
+    topic: str,
+    x: Any,
+    y: Any = None,
+    *,
+    stream_id: str,
+    options: dict[str, str] | None = None,
+    **how: Any,
+) -> Announcement:
+    """Send a data stream to Kafka and announce it, in one call.
+
+    `x`: samples (n, *shape) and `y` (n,) class numbers, -1 where a sample has none; or a DataFrame as `x` and the
+    name of its label's column as `y`. `options`: librdkafka's settings; `how`: those of `Sender`, such as
+    `format`, `labels`, `validation_rate`, `partitions`, `progress`. Raises as `sluice.streams.send.send_stream`.
+    Record by record: `sluice.streams.send.Sender`.
+    """
+    from sluice.doors.kafka import KafkaCluster
+    from sluice.streams.files import table
+    from sluice.streams.send import send_stream
+
+    if hasattr(x, "columns"):
+        found = table({str(name): x[name].to_numpy() for name in x.columns}, label=y)
+        x, y = found.x, found.y
+        how = {"labels": found.labels, "features": found.features, **how}
+    cluster = KafkaCluster(bootstrap=bootstrap, options=options or {})
+    return send_stream(cluster, topic, x, y, stream_id=stream_id, **how)

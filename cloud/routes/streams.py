@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from cloud.database import reading
 from cloud.problems import missing
@@ -28,25 +28,62 @@ class SliceView(BaseModel):
 
 
 class StreamView(BaseModel):
-    """An announced stream; `left` is that of its worst slice, `unknown` while Kafka is away."""
+    """An announced stream, all of its parts as one; `left` is that of its worst slice, `unknown` while Kafka is away.
+
+    `missing`: parts that nobody announced yet, or that do not agree with the newest in what their records are.
+    """
 
     stream_id: str
     announcement: Announcement
     announced_at: int
+    missing: list[int]
     left: Left | Literal["unknown"]
     slices: list[SliceView]
 
 
+_AGREED = ("format", "config", "validation_rate", "deployment", "parts")
+"""What all parts of a stream have to say alike."""
 _WORSE: tuple[Left | Literal["unknown"], ...] = ("whole", "partly expired", "gone", "unknown")
 
 
-def find_stream(service: Service, stream_id: str) -> Any:
-    """The row of a stream; 404 if it was never announced."""
+def _whole(parts: list[Any]) -> dict[str, Any]:
+    """The rows of one stream as one announcement. What the newest says of format and number of parts is what counts."""
+    newest = max(parts, key=lambda row: row["announced_at"])
+    said = newest["announcement"]
+
+    def agrees(row: Any) -> bool:
+        return all(row["announcement"].get(name) == said.get(name) for name in _AGREED)
+
+    rows = sorted((row for row in parts if agrees(row)), key=lambda row: row["part"])
+    announcement = said | {
+        "slices": [piece for row in rows for piece in row["announcement"]["slices"]],
+        "count": sum(row["announcement"]["count"] for row in rows),
+        "part": 1,
+        "parts": 1,
+    }
+    there = {row["part"] for row in rows}
+    return {
+        "stream_id": newest["stream_id"],
+        "announcement": announcement,
+        "announced_at": newest["announced_at"],
+        "missing": [part for part in range(1, said.get("parts", 1) + 1) if part not in there],
+    }
+
+
+def find_stream(service: Service, stream_id: str) -> dict[str, Any]:
+    """A stream, its parts as one; 404 if it was never announced."""
     with reading(service.engine) as connection:
-        row = connection.execute(select(streams).where(streams.c.stream_id == stream_id)).mappings().first()
-    if row is None:
+        rows = list(connection.execute(select(streams).where(streams.c.stream_id == stream_id)).mappings())
+    if not rows:
         raise missing("stream", stream_id)
-    return row
+    return _whole(rows)
+
+
+def require_parts(stream: dict[str, Any]) -> None:
+    """Return if all parts of the stream were announced; else 409."""
+    if stream["missing"]:
+        parts = ", ".join(map(str, stream["missing"][:10]))
+        raise HTTPException(409, f"stream {stream['stream_id']!r} is not whole yet: part {parts} is missing")
 
 
 def require_whole(service: Service, stream_id: str, announcement: dict[str, Any]) -> None:
@@ -83,9 +120,13 @@ def _view(service: Service, rows: list[Any]) -> list[StreamView]:
 @router.get("/streams")
 def list_streams(service: ServiceDep) -> list[StreamView]:
     """All announced streams (the newest 1000), newest first."""
+    newest = func.max(streams.c.announced_at)
+    which = select(streams.c.stream_id).group_by(streams.c.stream_id).order_by(newest.desc()).limit(1000)
+    parts: dict[str, list[Any]] = {}
     with reading(service.engine) as connection:
-        rows = connection.execute(select(streams).order_by(streams.c.announced_at.desc()).limit(1000)).mappings()
-        found = list(rows)
+        for row in connection.execute(select(streams).where(streams.c.stream_id.in_(which))).mappings():
+            parts.setdefault(row["stream_id"], []).append(row)
+    found = sorted((_whole(rows) for rows in parts.values()), key=lambda stream: -stream["announced_at"])
     return _view(service, found)
 
 

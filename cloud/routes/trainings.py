@@ -15,7 +15,7 @@ from cloud.problems import missing
 from cloud.routes import job_views
 from cloud.routes.job_views import JobView
 from cloud.routes.models import find_model, job_model
-from cloud.routes.streams import find_stream, require_whole, wish_for
+from cloud.routes.streams import find_stream, require_parts, require_whole, wish_for
 from cloud.service import Service, ServiceDep
 from cloud.settings import MB
 from cloud.tables import trainings
@@ -60,9 +60,12 @@ class TrainingView(JobView):
 
 @router.post("/trainings", status_code=202)
 def start_training(service: ServiceDep, new: NewTraining) -> TrainingView:
-    """Start a training. 404: no such model or stream; 410: Kafka no longer holds a slice of the stream."""
+    """Start a training. 404: no such model or stream; 409: parts of the stream are missing; 410: Kafka no
+    longer holds a slice of it."""
     model = find_model(service, new.model, new.version)
-    announcement = find_stream(service, new.stream_id)["announcement"]
+    stream = find_stream(service, new.stream_id)
+    require_parts(stream)
+    announcement = stream["announcement"]
     require_whole(service, new.stream_id, announcement)
     job, files = job_model(service, model)
     settings = new.settings.model_dump()

@@ -1,14 +1,18 @@
 """Sending a data stream: its records to a topic, then its announcement on `sluice.control`.
 
 A stream is announced only when Kafka has confirmed all of it; one that broke off is never seen by anyone. The slices
-come from the offsets that Kafka gave the records, so another writer on the same topic does no harm.
+come from the offsets that Kafka gave the records, so another writer on the same topic does no harm. Several producers
+may send one stream: each says which of how many parts is its own, and the stream is whole when all were announced.
+
+`send_stream` sends arrays, `Sender` one record after the other.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +20,7 @@ from numpy.typing import NDArray
 from sluice.doors.kafka import KafkaCluster, KafkaWriter
 from sluice.doors.kafka_topics import ensure_topics
 from sluice.streams.formats import format_named
-from sluice.streams.samples import Array, parse_config
+from sluice.streams.samples import DTYPES, NONE, Array, Feature, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.names import CONTROL, check_name
 from sluice.wire.slices import Slice
@@ -26,9 +30,126 @@ STALLED_S = 60.0
 """How long Kafka may confirm nothing before sending is given up."""
 REPORT_EVERY = 200
 """Records between two calls of `progress`."""
+COMPRESSION = "zstd"
 
 Progress = Callable[[int, int], None]
 """Called with records confirmed and records in all."""
+
+
+class Sender:
+    """Sends a stream record by record; leaving the `with` block in good order announces it.
+
+    `shape` and `dtype` are those of one sample; `labelled`: whether samples have labels; `labels`: names of the
+    classes; `features`: the columns of tabular data. The topic is made with `partitions` topic partitions if it is
+    missing. Raises `PermanentError` for what no format holds.
+    """
+
+    def __init__(
+        self,
+        cluster: KafkaCluster,
+        topic: str,
+        *,
+        stream_id: str,
+        shape: Sequence[int],
+        dtype: str = "float32",
+        labelled: bool = True,
+        labels: Sequence[str] = (),
+        features: Sequence[Feature] = (),
+        format: str = "avro",
+        validation_rate: float = 0.2,
+        deployment: str | None = None,
+        part: int = 1,
+        parts: int = 1,
+        partitions: int = 1,
+        compression: str = COMPRESSION,
+        stalled_s: float = STALLED_S,
+    ) -> None:
+        check_name("stream", stream_id)
+        if dtype not in DTYPES:
+            raise PermanentError(f"samples are {dtype[:40]}, which is not one of {', '.join(DTYPES)}")
+        if not 1 <= part <= parts:
+            raise PermanentError(f"part {part} of {parts}: parts are counted from 1")
+        kind = format_named(format)
+        config = kind.config_of(np.empty((0, *shape), dtype), labelled, labels, features)
+        self._config = parse_config(config)
+        self._encode = kind.encode
+        self._announcement = Announcement(
+            stream_id=stream_id,
+            deployment=deployment,
+            slices=[str(Slice(topic, 0, 0, 0))],
+            format=format,
+            config=config,
+            validation_rate=validation_rate,
+            count=0,
+            part=part,
+            parts=parts,
+        )
+        self.topic = topic
+        self.confirmed = 0
+        """Records that Kafka has."""
+        self._offsets: dict[int, list[int]] = {}
+        self._failures: list[Exception] = []
+        self._stalled_s = stalled_s
+        self._moved = time.monotonic()
+        ensure_topics(cluster, {topic: partitions, CONTROL: 1})
+        self._writer = KafkaWriter("send", cluster, linger_ms=5, compression=compression)
+
+    def send(self, sample: Array, label: int | None = None) -> None:
+        """One more sample (*shape), and its class number; waits while too many are on their way to Kafka.
+
+        Raises `PermanentError` when Kafka refuses a record, `TemporaryError` when it confirms nothing for `stalled_s`.
+        """
+        key, value = self._encode(sample, label, self._config)
+        while not self._failures:
+            try:
+                self._writer.write(self.topic, value, key=key, on_delivery=self._note, on_offset=self._place)
+                break
+            except TemporaryError as error:
+                self._writer.poll(error.delay)
+                self._look()
+        self._writer.poll()
+        if self._failures:
+            raise self._failures[0]
+
+    def announce(self) -> Announcement:
+        """Wait until Kafka has all records, then announce them. Raises as `send`; nothing is announced then."""
+        while self._writer.flush(0.2):
+            self._look()
+        if self._failures:
+            raise self._failures[0]
+        if not self.confirmed:
+            raise PermanentError("there are no samples to send")
+        slices = [str(piece) for piece in _slices(self.topic, self._offsets)]
+        said = self._announcement.model_copy(update={"slices": slices, "count": self.confirmed})
+        message = said.model_dump_json().encode()
+        if len(message) > MAX_STATE_BYTES:
+            raise PermanentError(
+                f"topic {self.topic} has too many other writers: {len(slices)} slices are too many to announce"
+            )
+        self._writer.write_all(CONTROL, [(said.stream_id, message)], self._stalled_s)
+        return said
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.announce()
+
+    def _note(self, error: Exception | None) -> None:
+        if error is not None:
+            self._failures.append(error)
+
+    def _place(self, partition: int, offset: int) -> None:
+        self._offsets.setdefault(partition, []).append(offset)
+        self.confirmed += 1
+        self._moved = time.monotonic()
+
+    def _look(self) -> None:
+        if time.monotonic() - self._moved > self._stalled_s:
+            raise TemporaryError(f"Kafka confirmed nothing for {self.topic} within {self._stalled_s:g} s")
 
 
 def send_stream(
@@ -38,41 +159,34 @@ def send_stream(
     y: NDArray[Any] | None,
     *,
     stream_id: str,
-    format: str = "avro",
-    validation_rate: float = 0.2,
     labels: Sequence[str] = (),
-    deployment: str | None = None,
-    partitions: int = 1,
     progress: Progress | None = None,
-    stalled_s: float = STALLED_S,
+    **settings: Any,
 ) -> Announcement:
-    """Write `x` (n, *shape) and `y` (n,) to `topic`, made with `partitions` topic partitions if it is missing, and
-    announce them.
+    """Write `x` (n, *shape) and `y` (n,), `NONE` where a sample has no label, to `topic`, and announce them.
 
-    Raises `PermanentError` for data that no format holds or a record that Kafka refuses, `TemporaryError` when Kafka
-    confirms nothing for `stalled_s` seconds; nothing is announced then.
+    `settings` are those of `Sender`. Raises as its methods do; `PermanentError` for data that are not whole.
     """
-    check_name("stream", stream_id)
-    config = format_named(format).config_of(x, y is not None, labels, ())
-    announcement = Announcement(
-        stream_id=stream_id,
-        deployment=deployment,
-        slices=[str(Slice(topic, 0, 0, 0))],
-        format=format,
-        config=config,
-        validation_rate=validation_rate,
-        count=len(x),
-    )
     _check(x, y, labels)
-    ensure_topics(cluster, {topic: partitions, CONTROL: 1})
-    writer = KafkaWriter("send", cluster, linger_ms=5)
-    offsets = _write(writer, topic, _encoded(announcement, x, y), len(x), progress, stalled_s)
-    slices = [str(piece) for piece in _slices(topic, offsets)]
-    announcement = announcement.model_copy(update={"slices": slices})
-    message = announcement.model_dump_json().encode()
-    if len(message) > MAX_STATE_BYTES:
-        raise PermanentError(f"topic {topic} has too many other writers: {len(slices)} slices are too many to announce")
-    writer.write_all(CONTROL, [(stream_id, message)], stalled_s)
+    sender = Sender(
+        cluster,
+        topic,
+        stream_id=stream_id,
+        shape=x.shape[1:],
+        dtype=x.dtype.name,
+        labelled=y is not None,
+        labels=labels,
+        **settings,
+    )
+    told = 0
+    for i in range(len(x)):
+        sender.send(x[i], None if y is None or y[i] == NONE else int(y[i]))
+        if progress is not None and sender.confirmed >= told + REPORT_EVERY:
+            told = sender.confirmed
+            progress(told, len(x))
+    announcement = sender.announce()
+    if progress is not None:
+        progress(len(x), len(x))
     return announcement
 
 
@@ -85,74 +199,8 @@ def _check(x: Array, y: NDArray[Any] | None, labels: Sequence[str]) -> None:
         return
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise PermanentError(f"y is {y.dtype}{list(y.shape)}, not {len(x)} whole numbers")
-    if y.min() < 0 or (labels and y.max() >= len(labels)):
+    if y.min() < NONE or (labels and y.max() >= len(labels)):
         raise PermanentError(f"y goes from {y.min()} to {y.max()}, there are {len(labels) or 'no negative'} classes")
-
-
-def _encoded(
-    announcement: Announcement, x: Array, y: NDArray[Any] | None
-) -> Callable[[int], tuple[bytes | None, bytes]]:
-    config = parse_config(announcement.config)
-    encode = format_named(announcement.format).encode
-    return lambda i: encode(x[i], None if y is None else int(y[i]), config)
-
-
-def _write(
-    writer: KafkaWriter,
-    topic: str,
-    record: Callable[[int], tuple[bytes | None, bytes]],
-    count: int,
-    progress: Progress | None,
-    stalled_s: float,
-) -> dict[int, list[int]]:
-    """Write `count` records; returns the offsets that they got, by topic partition."""
-    offsets: dict[int, list[int]] = {}
-    failures: list[Exception] = []
-    clock = _Patience(stalled_s)
-
-    def note(error: Exception | None) -> None:
-        if error is not None:
-            failures.append(error)
-
-    def place(partition: int, offset: int) -> None:
-        offsets.setdefault(partition, []).append(offset)
-        clock.moved()
-        done = sum(len(found) for found in offsets.values())
-        if progress is not None and (done % REPORT_EVERY == 0 or done == count):
-            progress(done, count)
-
-    for i in range(count):
-        key, value = record(i)
-        while not failures:
-            try:
-                writer.write(topic, value, key=key, on_delivery=note, on_offset=place)
-                break
-            except TemporaryError as error:
-                writer.poll(error.delay)
-                clock.check(topic)
-        writer.poll()
-        if failures:
-            raise failures[0]
-    while writer.flush(0.2):
-        clock.check(topic)
-    if failures:
-        raise failures[0]
-    return offsets
-
-
-class _Patience:
-    """Gives up when nothing was confirmed for a while."""
-
-    def __init__(self, stalled_s: float) -> None:
-        self._stalled_s = stalled_s
-        self._last = time.monotonic()
-
-    def moved(self) -> None:
-        self._last = time.monotonic()
-
-    def check(self, topic: str) -> None:
-        if time.monotonic() - self._last > self._stalled_s:
-            raise TemporaryError(f"Kafka confirmed nothing for {topic} within {self._stalled_s:g} s")
 
 
 def _slices(topic: str, offsets: dict[int, list[int]]) -> list[Slice]:

@@ -185,6 +185,10 @@ class Announcement(State):
     config: dict[str, object] = {}
     validation_rate: float = Field(ge=0, lt=1)
     count: int = Field(ge=0, lt=2**63)
+    part: int = Field(default=1, ge=1)
+    """Which part of the stream this is, where several producers send it."""
+    parts: int = Field(default=1, ge=1, le=1000)
+    """How many parts there are; the stream is whole when all of them were announced."""
 
 
 StateT = TypeVar("StateT", bound=State)

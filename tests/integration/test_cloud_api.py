@@ -15,7 +15,7 @@ import httpx
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, insert, select
+from sqlalchemy import delete, func, insert, select
 from typer.testing import CliRunner
 
 from cloud.database import reading, writing
@@ -71,7 +71,7 @@ def cut_off(tmp_path: Path) -> Iterator[Running]:
         yield service
 
 
-def announce(cloud: Running, stream_id: str, slices: list[str]) -> None:
+def announce(cloud: Running, stream_id: str, slices: list[str], part: int = 1, **more: Any) -> None:
     """What the results writer does with an announcement."""
     announcement = {
         "stream_id": stream_id,
@@ -81,8 +81,10 @@ def announce(cloud: Running, stream_id: str, slices: list[str]) -> None:
         "validation_rate": 0.2,
         "count": 1,
         "deployment": None,
+        "part": part,
+        **more,
     }
-    row = {"stream_id": stream_id, "announcement": announcement, "announced_at": 1}
+    row = {"stream_id": stream_id, "part": part, "announcement": announcement, "announced_at": 1}
     with writing(cloud.service.engine) as connection:
         connection.execute(insert(streams).values(row))
 
@@ -232,6 +234,26 @@ def test_a_training_needs_a_model_and_a_stream_that_is_still_there(cloud: Runnin
     unknown = {"model": "m", "stream_id": stream, "settings": {"epoch": 3}}
     assert "settings.epoch" in cloud.problem(cloud.post("/v1/trainings", unknown), 422)
     assert rows(cloud, jobs) == 0
+
+
+def test_a_stream_of_several_producers_is_whole_when_all_parts_are_there(cloud: Running, unique: str) -> None:
+    first, second = (f"data-{unique}:0:{at}:{length}" for at, length in ((0, 2), (2, 1)))
+    data_stream(cloud, f"data-{unique}")
+    announce(cloud, unique, [second], part=2, parts=3)
+    announce(cloud, unique, [first], part=1, parts=3)
+    assert cloud.client.stream(unique)["missing"] == [3]
+    cloud.client.add_model("m", "good")
+    training = {"model": "m", "stream_id": unique}
+    assert "part 3 is missing" in cloud.problem(cloud.post("/v1/trainings", training), 409)
+    announce(cloud, unique, [second], part=3, parts=3, format="raw")
+    assert cloud.client.stream(unique)["missing"] == [3], "one that does not agree with the others is none of them"
+    with writing(cloud.service.engine) as connection:
+        connection.execute(delete(streams).where(streams.c.part == 3))
+    announce(cloud, unique, [second], part=3, parts=3)
+    found = cloud.client.stream(unique)
+    assert found["missing"] == [] and found["announcement"]["slices"] == [first, second, second]
+    assert (found["announcement"]["count"], found["announcement"]["parts"], found["left"]) == (3, 1, "whole")
+    assert [stream["stream_id"] for stream in cloud.client.streams()].count(unique) == 1
 
 
 def test_a_partition_needs_a_trained_model_that_can_be_cut(cloud: Running, unique: str) -> None:

@@ -171,6 +171,24 @@ def test_device_states_and_streams_are_the_newest(url: str) -> None:
         assert Announcement.model_validate(connection.execute(select(streams.c.announcement)).scalar_one()) == stream
 
 
+def test_parts_of_a_stream_stand_side_by_side(url: str) -> None:
+    part = Announcement(
+        stream_id="s2", slices=["t:0:0:5"], format="avro", validation_rate=0.2, count=5, part=1, parts=2
+    )
+    rows = Rows()
+    for number in (1, 2, 1):
+        said = part.model_copy(update={"part": number, "slices": [f"t:{number}:0:5"]})
+        rows.take(record(said.model_dump_json().encode(), names.CONTROL))
+    with pytest.raises(PermanentError, match="part 3 of 2"):
+        rows.take(record(part.model_copy(update={"part": 3}).model_dump_json().encode(), names.CONTROL))
+    engine = open_database(url)
+    with writing(engine) as connection:
+        write(connection, rows)
+    with reading(engine) as connection:
+        found = connection.execute(select(streams.c.part).where(streams.c.stream_id == "s2")).scalars()
+        assert sorted(found) == [1, 2]
+
+
 OFFLOAD = Offload("pi-1", EPOCH, 1, None, "m", BUNDLE, "default", "fog", 0, (), (), 0, 1000)
 
 

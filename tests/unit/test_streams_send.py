@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from sluice.client import stream
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
 from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.streams.command import send
 from sluice.streams.files import read_samples
+from sluice.streams.formats import FORMATS
 from sluice.streams.reader import load_stream, read_slices
-from sluice.streams.send import send_stream
+from sluice.streams.samples import NONE
+from sluice.streams.send import Sender, send_stream
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.names import CONTROL
 from sluice.wire.slices import Slice, parse_slice
@@ -111,7 +115,7 @@ def test_data_that_cannot_be_sent(cluster: KafkaCluster, unique: str) -> None:
     for x, y in [
         (X[:0], None),
         (X, Y[:10]),
-        (X, Y - 1),
+        (X, Y - 2),
         (np.full((2, 2), np.nan, np.float32), None),
     ]:
         with pytest.raises(PermanentError):
@@ -194,8 +198,120 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match=r"no \.npz file"):
         read_samples(tmp_path / "text.npz")
     np.save(tmp_path / "one.npy", X)
-    with pytest.raises(PermanentError, match=r"no \.npz file"):
+    with pytest.raises(PermanentError, match="kind 'npy' cannot be sent"):
         read_samples(tmp_path / "one.npy")
+    with pytest.raises(PermanentError, match=r"no \.npz file"):
+        read_samples(tmp_path / "one.npy", kind="npz")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(PermanentError, match=r"no \.npz file"):
         read_samples(tmp_path / "cut.npz")
+
+
+CSV = "sex, age, smokes, ill\nf,77,2,yes\nm,72.5,2,no\nf,73,3,\n"
+
+
+def test_a_table_has_categories_and_a_label(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    found = read_samples(tmp_path / "t.csv", label="ill", leave_out=["smokes"])
+    assert found.x.tolist() == [[0, 77], [1, 72.5], [0, 73]] and found.x.dtype == np.float32
+    assert found.y is not None and (found.y.tolist(), found.labels) == ([1, 0, NONE], ("no", "yes"))
+    assert [(f.name, f.categories) for f in found.features] == [("sex", ("f", "m")), ("age", ())]
+
+
+def test_the_same_table_in_other_kinds_of_files(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    rows = [{"sex": "f", "age": 77, "ill": "yes"}, {"sex": "m", "age": 72.5, "ill": "no"}]
+    rows.append({"sex": "f", "age": 73, "ill": None})
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    kinds = {"sex": "string", "age": "double", "ill": ["null", "string"]}
+    schema = {"type": "record", "name": "T", "fields": [{"name": n, "type": k} for n, k in kinds.items()]}
+    with (tmp_path / "t.avro").open("wb") as file:
+        fastavro.writer(file, schema, rows)
+    wanted = read_samples(tmp_path / "t.csv", label="ill", leave_out=["smokes"])
+    for name in ("t.jsonl", "t.avro"):
+        found = read_samples(tmp_path / name, label="ill")
+        np.testing.assert_array_equal(found.x, wanted.x)
+        np.testing.assert_array_equal(found.y, wanted.y)
+        assert (found.features, found.labels) == (wanted.features, wanted.labels)
+
+
+def test_rows_without_names(tmp_path: Path) -> None:
+    (tmp_path / "t.data").write_text("1;0.5\n0;2\n")
+    found = read_samples(tmp_path / "t.data", kind="csv", columns=["y", "x"], label="y", delimiter=";")
+    assert found.x.tolist() == [[0.5], [2]] and found.y is not None and found.y.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "reason"),
+    [
+        ("a,b\n1,2,3\n", {}, "row 1 has 3 columns, not 2"),
+        ("a,a\n1,2\n", {}, "not all different"),
+        ("a,b\n", {}, "no samples"),
+        ("a\n1\n", {"label": "a"}, "no columns but the label"),
+        ("a,b\n1,2\n", {"label": "c"}, "no column 'c'; there are: a, b"),
+        ("", {}, "the file is empty"),
+        ("id\n" + "\n".join(f"n{i}" for i in range(1001)), {}, "'id' holds 1001 different texts, such as 'n0'"),
+    ],
+)
+def test_tables_that_cannot_be_sent(tmp_path: Path, text: str, options: dict[str, Any], reason: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(PermanentError, match=reason):
+        read_samples(tmp_path / "t.csv", **options)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_table_from_standard_input_comes_back(cluster: KafkaCluster, unique: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    app = typer.Typer()
+    app.command()(send)
+    arguments = ["-", "--topic", unique, "--stream-id", unique, "--format", name, "--label", "ill", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--bootstrap", cluster.bootstrap, "--part", "2/3"], input=CSV)
+    assert result.exit_code == 0, result.output
+    announcement = parse_state(Announcement, result.stdout)
+    assert (announcement.part, announcement.parts) == (2, 3)
+    wanted = read_samples(tmp_path / "t.csv", label="ill")
+    x, y = load_stream(cluster, announcement)
+    order, other = np.argsort(x[:, 1]), np.argsort(wanted.x[:, 1])
+    np.testing.assert_array_equal(x[order], wanted.x[other])
+    assert wanted.y is not None
+    np.testing.assert_array_equal(y[order], wanted.y[other])
+
+
+def test_record_by_record(cluster: KafkaCluster, unique: str) -> None:
+    with Sender(cluster, unique, stream_id=unique, shape=(3, 2), dtype="uint8", format="raw") as sender:
+        for sample, label in zip(X[:50], Y, strict=False):
+            sender.send(sample, int(label))
+    announcement = announced(cluster, unique)
+    x, _ = load_stream(cluster, announcement)
+    assert sorted(row.tobytes() for row in x) == sorted(row.tobytes() for row in X[:50])
+    other = f"{unique}-2"
+    with pytest.raises(KeyError), Sender(cluster, other, stream_id=other, shape=(3, 2), dtype="uint8") as sender:
+        sender.send(X[0], 0)
+        raise KeyError("the user's own")
+    with pytest.raises(AssertionError, match="not announced"):
+        announced(cluster, other)
+
+
+class Frame(dict[str, Any]):
+    """As much of a DataFrame as is asked for."""
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self)
+
+    def __getitem__(self, name: str) -> Any:
+        class Column:
+            def to_numpy(_) -> Any:
+                return np.array(dict.__getitem__(self, name), object)
+
+        return Column()
+
+
+def test_in_one_call(cluster: KafkaCluster, unique: str) -> None:
+    announcement = stream(cluster.bootstrap, unique, X, Y, stream_id=unique, format="raw")
+    as_sent(announcement, *load_stream(cluster, announcement))
+    frame = Frame(size=[1.5, 2.0, 3.0], kind=["a", "b", "a"], good=["no", "yes", None])
+    announcement = stream(cluster.bootstrap, f"{unique}-f", frame, "good", stream_id=f"{unique}-f")
+    x, y = load_stream(cluster, announcement)
+    assert sorted(zip(x.tolist(), y.tolist(), strict=True)) == [([1.5, 0], 0), ([2, 1], 1), ([3, 0], NONE)]
+    assert announcement.config["labels"] == ["no", "yes"]
