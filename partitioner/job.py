@@ -135,7 +135,7 @@ def _partition(job: PartitionJob, folder: Path, events: Events, descriptor: int)
     model = load_model(job.model, folder)
     events.progress("reading the stream", 0, job.stream.count)
     x, y = Fed(descriptor).load(
-        job.stream.count, lambda done, total: events.progress("reading the stream", done, total)
+        job.stream, folder, lambda done, total: events.progress("reading the stream", done, total)
     )
     to_train, held_out = split_stream(job.stream, y, len(x))
     if not len(held_out):

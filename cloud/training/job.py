@@ -70,7 +70,7 @@ def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]
     events.progress("reading the stream", 0, job.stream.count)
     assert descriptor is not None
     x, y = Fed(descriptor).load(
-        job.stream.count, lambda done, total: events.progress("reading the stream", done, total)
+        job.stream, folder, lambda done, total: events.progress("reading the stream", done, total)
     )
     x, y = check_data(found, x, y, job.stream.stream_id)
     train, held_out = split_stream(job.stream, y, len(x))

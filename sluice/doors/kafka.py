@@ -380,6 +380,14 @@ class KafkaReader:
             raise TemporaryError(f"{self.name}: offsets could not be committed: {error.args[0].str()}") from error
         return True
 
+    def committed(self, places: Iterable[TopicPartition], timeout_s: float = 5.0) -> dict[TopicPartition, int]:
+        """The group's next offset in those topic partitions that it ever committed; `TemporaryError`: not told."""
+        try:
+            found = self._consumer.committed([ck.TopicPartition(t, p) for t, p in places], timeout=timeout_s)
+        except ck.KafkaException as error:
+            raise TemporaryError(f"{self.name}: {error.args[0].str()}") from error
+        return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
+
     def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Read these topic partitions from these offsets on; one that is no longer ours is left.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sluice.streams.reader import Batch, Progress
-from sluice.streams.samples import Array, Labels
+from sluice.streams.reader import Batch, Progress, gather
+from sluice.streams.samples import Array, Labels, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.state import Announcement
 
 LINE_BYTES = 1_000_000
 
@@ -38,18 +40,12 @@ class Fed:
                 self.bad, self.first_bad = frame["end"]["bad"], frame["end"]["first"]
                 return
 
-    def load(self, count: int, progress: Progress | None = None) -> tuple[Array, Labels]:
-        """All samples: x (n, *shape), y (n,); `count` records are expected. `PermanentError` when there are none."""
-        batches = []
-        done = 0
-        for batch in self:
-            batches.append(batch)
-            done += len(batch.y)
-            if progress is not None:
-                progress(done, count)
-        if not done:
-            raise PermanentError(f"the stream has no record that can be read; the first: {self.first_bad}")
-        return np.concatenate([batch.x for batch in batches]), np.concatenate([batch.y for batch in batches])
+    def load(
+        self, announcement: Announcement, folder: Path | None = None, progress: Progress | None = None
+    ) -> tuple[Array, Labels]:
+        """All samples of the announced stream: x (n, *shape), y (n,), as `sluice.streams.reader.load_stream`."""
+        config = parse_config(announcement.config)
+        return gather(self, config, announcement.count, folder=folder, progress=progress)
 
     def _frame(self) -> dict[str, Any]:
         line = self._in.readline(LINE_BYTES)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ from numpy.typing import NDArray
 from sluice.doors.kafka import KafkaCluster, KafkaReader, Record, TopicPartition
 from sluice.streams.bad import BadRecords
 from sluice.streams.formats import decode
-from sluice.streams.samples import Array, Labels, parse_config
+from sluice.streams.samples import Array, Labels, StreamConfig, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.slices import Slice, parse_slice
 from sluice.wire.state import Announcement
 
 BATCH = 1000
 """Records in one batch, at most."""
+MEMORY_BYTES = 2_000_000_000
+"""So much of samples is kept in memory, unless told otherwise."""
 STALLED_S = 30.0
 """How long Kafka may give nothing before reading is given up."""
 
@@ -135,22 +138,51 @@ def load_stream(
     *,
     batch: int = BATCH,
     bad: BadRecords | None = None,
+    folder: Path | None = None,
+    memory_bytes: int = MEMORY_BYTES,
     progress: Progress | None = None,
 ) -> tuple[Array, Labels]:
     """All samples of an announced stream: x (n, *shape) uint8 or float32, y (n,) int64, `NONE` where there is no label.
 
-    Raises as `read_stream`; `PermanentError` too when no record could be read.
+    With `folder`, samples that take more than `memory_bytes` are kept in a file there (`numpy.memmap`), removed with
+    the folder by the caller. Raises as `read_stream`; `PermanentError` too when no record could be read, or when the
+    samples are too many for memory and there is no folder.
     """
-    batches = []
+    config = parse_config(announcement.config)
+    batches = read_stream(cluster, announcement, batch=batch, bad=bad)
+    return gather(batches, config, announcement.count, folder=folder, memory_bytes=memory_bytes, progress=progress)
+
+
+def gather(
+    batches: Iterable[Batch],
+    config: StreamConfig,
+    count: int,
+    *,
+    folder: Path | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    progress: Progress | None = None,
+) -> tuple[Array, Labels]:
+    """All samples of `batches`, at most `count`, as `load_stream` returns and raises."""
+    dtype = np.dtype(np.uint8 if config.dtype == "uint8" else np.float32)
+    size = count * config.size * dtype.itemsize
+    x: Array
+    if size <= memory_bytes:
+        x = np.empty((count, *config.shape), dtype)
+    elif folder is not None:
+        x = np.lib.format.open_memmap(folder / "samples.npy", "w+", dtype, (count, *config.shape))
+    else:
+        raise PermanentError(f"{count} samples take {size / 1e6:.0f} MB, over the limit of {memory_bytes / 1e6:.0f} MB")
+    y = np.empty(count, np.int64)
     done = 0
-    for one in read_stream(cluster, announcement, batch=batch, bad=bad):
-        batches.append(one)
-        done += len(one.y)
+    for one in batches:
+        end = done + len(one.y)
+        x[done:end], y[done:end] = one.x, one.y
+        done = end
         if progress is not None:
-            progress(done, announcement.count)
+            progress(done, count)
     if not done:
-        raise PermanentError(f"stream {announcement.stream_id!r} has no record that can be read")
-    return np.concatenate([one.x for one in batches]), np.concatenate([one.y for one in batches])
+        raise PermanentError("the stream has no record that can be read")
+    return x[:done], y[:done]
 
 
 def split_validation(

@@ -1,25 +1,116 @@
-"""From arrays to `tf.data`: the only module of the streams that imports TensorFlow.
+"""From streams to `tf.data`: the only module of the streams that imports TensorFlow.
 
-Row numbers are shuffled and batched, and each batch is gathered in one go; single records never pass through Python.
+`datasets` gives an announced stream as training and validation data, `group_dataset` a live one. Row numbers are
+shuffled and batched, and each batch is gathered in one go; single records never pass through Python.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
 import tensorflow as tf
 
-from sluice.streams.samples import Array, Labels
+from sluice.doors.kafka import KafkaCluster
+from sluice.streams.group import Group
+from sluice.streams.reader import MEMORY_BYTES, Batch, load_stream, split_stream
+from sluice.streams.samples import Array, Labels, StreamConfig
+from sluice.wire.state import Announcement
 
 
-def dataset(x: Array, y: Labels | None, batch: int, shuffle_seed: int | None = None) -> tf.data.Dataset:
+def datasets(
+    cluster: KafkaCluster,
+    announcement: Announcement,
+    batch: int,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """(training, validation) of an announced stream: batches of (x (b, *shape), y (b,)).
+
+    Kafka is read once, here; epochs run over what is kept, in memory or in a file in `folder`. Training data are
+    shuffled anew in each epoch, over all topic partitions, by `seed`; what belongs to validation is the stream's own
+    and always the same (`split_stream`). Raises as `sluice.streams.reader.load_stream`.
+    """
+    x, y = load_stream(cluster, announcement, folder=folder, memory_bytes=memory_bytes)
+    train, held_out = split_stream(announcement, y, len(x))
+    return dataset(x, y, batch, seed, rows=train), dataset(x, y, batch, rows=held_out)
+
+
+def dataset(
+    x: Array,
+    y: Labels | None,
+    batch: int,
+    shuffle_seed: int | None = None,
+    rows: Array | None = None,
+) -> tf.data.Dataset:
     """Batches of (x (b, *shape), y (b,)), or of x alone without labels; shuffled anew in each epoch if a seed is given.
 
-    The last batch may be smaller. The same seed gives the same order.
+    `rows`: only those samples. The last batch may be smaller. The same seed gives the same order.
     """
-    rows = tf.data.Dataset.range(len(x))
-    if shuffle_seed is not None:
-        rows = rows.shuffle(len(x), seed=shuffle_seed, reshuffle_each_iteration=True)
-    values = tf.constant(x)
+    at = np.arange(len(x)) if rows is None else np.asarray(rows)
+    order = tf.data.Dataset.from_tensor_slices(at)
+    if shuffle_seed is not None and len(at):
+        order = order.shuffle(len(at), seed=shuffle_seed, reshuffle_each_iteration=True)
+    values = _gatherer(x)
     if y is None:
-        return rows.batch(batch).map(lambda at: tf.gather(values, at)).prefetch(2)
+        return order.batch(batch).map(values).prefetch(2)
     labels = tf.constant(y)
-    return rows.batch(batch).map(lambda at: (tf.gather(values, at), tf.gather(labels, at))).prefetch(2)
+    return order.batch(batch).map(lambda these: (values(these), tf.gather(labels, these))).prefetch(2)
+
+
+def _gatherer(x: Array) -> Any:
+    """Row numbers (b,) to samples (b, *shape): by TensorFlow from memory, by NumPy from a file."""
+    if not isinstance(x, np.memmap):
+        values = tf.constant(x)
+        return lambda these: tf.gather(values, these)
+
+    def from_file(these: tf.Tensor) -> tf.Tensor:
+        found = tf.numpy_function(lambda rows: x[rows], [these], x.dtype, stateful=False)
+        found.set_shape((None, *x.shape[1:]))
+        return found
+
+    return from_file
+
+
+def group_dataset(group: Group, config: StreamConfig) -> tuple[tf.data.Dataset, keras.callbacks.Callback]:
+    """A live stream as batches of (x (b, *shape), y (b,)), and the callback that commits those that were trained on.
+
+    The dataset can be gone through once. `fit` it for one epoch with the callback, and without steps that repeat it.
+    """
+    given: deque[Batch] = deque()
+
+    def batches() -> Iterator[tuple[Array, Labels]]:
+        for one in group:
+            given.append(one)
+            if len(one.y):
+                yield one.x, one.y
+
+    signature = (
+        tf.TensorSpec((None, *config.shape), tf.uint8 if config.dtype == "uint8" else tf.float32),
+        tf.TensorSpec((None,), tf.int64),
+    )
+    return tf.data.Dataset.from_generator(batches, output_signature=signature), CommitUsed(group, given)
+
+
+class CommitUsed(keras.callbacks.Callback):
+    """Commits a batch of a group when it was trained on, and what was left out whole before it."""
+
+    def __init__(self, group: Group, given: deque[Batch]) -> None:
+        super().__init__()
+        self._group = group
+        self._given = given
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """The oldest batch that was given out and not committed is the one that was used."""
+        del batch, logs
+        while self._given:
+            one = self._given.popleft()
+            self._group.commit(one)
+            if len(one.y):
+                return

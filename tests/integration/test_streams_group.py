@@ -1,0 +1,136 @@
+"""Consumer groups on real Kafka: what was used is committed, what was not is read again, readers share, lag is told."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sluice.doors.kafka import KafkaCluster, KafkaWriter
+from sluice.doors.kafka_topics import ensure_topics
+from sluice.streams.bad import BadRecords, letters_to
+from sluice.streams.group import Group
+from sluice.streams.send import send_stream
+from sluice.wire.names import DEAD_LETTER
+from sluice.wire.state import Announcement
+from tests.brokers.kafka import Kafka
+
+pytestmark = pytest.mark.brokers
+
+X = np.arange(2000, dtype=np.float32).reshape(1000, 2)
+Y = np.arange(1000) % 5
+
+
+@pytest.fixture
+def cluster(kafka: Kafka) -> KafkaCluster:
+    return KafkaCluster(bootstrap=kafka.bootstrap)
+
+
+@pytest.fixture
+def stream(cluster: KafkaCluster, unique: str) -> Announcement:
+    return send_stream(cluster, unique, X, Y, stream_id=unique, format="raw", partitions=4)
+
+
+def member(cluster: KafkaCluster, stream: Announcement, timeout_s: float | None = 3.0, batch: int = 100) -> Group:
+    topic = stream.stream_id
+    return Group(cluster, [topic], stream.format, stream.config, f"g-{topic}", timeout_s=timeout_s, batch=batch)
+
+
+def test_it_goes_on_where_it_stopped(cluster: KafkaCluster, stream: Announcement) -> None:
+    seen: list[float] = []
+    with member(cluster, stream) as first:
+        for count, batch in enumerate(first):
+            if count == 3:
+                break  # read, and never used
+            seen += batch.x[:, 0].tolist()
+            assert first.commit(batch)
+        before = sum(first.lag().values())
+    assert 0 < before < 1000
+    with member(cluster, stream) as second:
+        for batch in second:
+            seen += batch.x[:, 0].tolist()
+            second.commit(batch)
+        assert set(second.lag().values()) == {0}
+    assert sorted(seen) == X[:, 0].tolist(), "each once: what was not used was read again, what was used was not"
+    with member(cluster, stream) as third:
+        assert list(third) == []
+
+
+def test_readers_of_a_group_share(cluster: KafkaCluster, stream: Announcement) -> None:
+    """Two readers, told apart by what they read; together they have all of it. One that leaves loses nothing."""
+    seen: list[list[float]] = [[], []]
+    both = threading.Barrier(2)
+
+    def read(number: int) -> None:
+        with member(cluster, stream, timeout_s=8.0, batch=10) as reader:
+            for batch in reader:
+                if not seen[number]:
+                    try:
+                        both.wait(15)  # whoever came first holds its first batch until the other has one as well
+                    except threading.BrokenBarrierError:
+                        return
+                if reader.commit(batch):
+                    seen[number] += batch.x[:, 0].tolist()
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert seen[0] and seen[1]
+    assert set(seen[0] + seen[1]) == set(X[:, 0].tolist())
+
+
+def test_bad_records_are_left_out_and_kept(cluster: KafkaCluster, stream: Announcement) -> None:
+    ensure_topics(cluster, {DEAD_LETTER: 1})
+    writer = KafkaWriter("other", cluster)
+    writer.write_all(stream.stream_id, [(b"1", b"half")] * 3, 10)
+    bad = BadRecords(5, letters_to(writer, "streams"))
+    topic = stream.stream_id
+    with Group(cluster, [topic], "raw", stream.config, f"b-{topic}", timeout_s=3, bad=bad) as reader:
+        rows = sum(len(batch.y) for batch in reader)
+    assert (rows, bad.count) == (1000, 3) and "has 4 bytes, not 8" in str(bad.first)
+    assert writer.flush(10) == 0
+    letters = Group(cluster, [DEAD_LETTER], "raw", {"shape": [4], "dtype": "uint8"}, f"l-{topic}", timeout_s=3)
+    with letters:
+        found = [bytes(row) for batch in letters for row in batch.x if bytes(row) == b"half"]
+    assert len(found) == 3
+
+
+@pytest.mark.tensorflow
+def test_training_commits_what_it_used(cluster: KafkaCluster, stream: Announcement) -> None:
+    import keras
+
+    from sluice.streams.samples import parse_config
+    from sluice.streams.tensorflow import group_dataset
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(5)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with member(cluster, stream) as reader:
+        data, commits = group_dataset(reader, parse_config(stream.config))
+        model.fit(data, steps_per_epoch=4, verbose=0, shuffle=False, callbacks=[commits])
+    with member(cluster, stream) as after:
+        left = sum(len(batch.y) for batch in after)
+    assert 1000 - 4 * 100 <= left < 1000, "four batches at most were used, however many were read ahead"
+
+
+@pytest.mark.tensorflow
+def test_a_stream_as_datasets(cluster: KafkaCluster, stream: Announcement, tmp_path: Path) -> None:
+    from sluice.streams.tensorflow import datasets
+
+    def epochs(**how: Any) -> tuple[list[list[float]], list[float]]:
+        train, held_out = datasets(cluster, stream, 64, seed=3, **how)
+        rows = [np.concatenate([x.numpy()[:, 0] for x, _ in train]).tolist() for _ in range(2)]
+        labels = np.concatenate([y.numpy() for _, y in held_out])
+        assert np.bincount(labels).tolist() == [40] * 5, "a fifth of each class is held out"
+        return rows, np.concatenate([x.numpy()[:, 0] for x, _ in held_out]).tolist()
+
+    (first, second), held = epochs()
+    assert sorted(first) == sorted(second) and first != second, "each epoch has all, in an order of its own"
+    assert sorted(first + held) == X[:, 0].tolist()
+    order = np.searchsorted(np.sort(np.array(first)), first)
+    assert np.abs(np.diff(order)).mean() > 100, "shuffled over all topic partitions"
+    assert epochs() == ([first, second], held), "the same seed, the same order"
+    assert epochs(folder=tmp_path, memory_bytes=100) == ([first, second], held)
+    assert (tmp_path / "samples.npy").stat().st_size > X.nbytes
