@@ -1,0 +1,73 @@
+"""Reading a stream into `tf.data`: 18 floats as CSV and as Avro, images of 28 x 28 as raw bytes, from real Kafka.
+
+The first epoch reads Kafka, decodes, keeps and batches; it is set against a bare consume loop that does nothing with
+the records. The second runs over what was kept, against `tf.data` from arrays. All samples are trained on: none held out.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from rich.console import Console
+
+from bench.bare_reading import consume, epoch, from_memory
+from bench.report import Report
+from sluice.doors.kafka import KafkaCluster
+from sluice.streams.samples import Feature
+from sluice.streams.send import send_stream
+from sluice.streams.tensorflow import datasets
+from sluice.wire.state import Announcement
+from tests.brokers.kafka import Kafka
+
+REPETITIONS = 5
+RECORDS = 100_000
+BATCH = 128
+PARTITIONS = 2
+FEATURES = tuple(Feature(name=f"f{i}") for i in range(18))
+
+
+def run(console: Console) -> Report:
+    """Measure."""
+    report = Report(f"records a second, {RECORDS} records in {PARTITIONS} topic partitions, batches of {BATCH}")
+    random = np.random.default_rng(0)
+    table = random.normal(size=(RECORDS, 18)).astype(np.float32)
+    images = random.integers(0, 256, (RECORDS, 28, 28), dtype=np.uint8)
+    y = random.integers(0, 2, RECORDS)
+    with Kafka() as kafka:
+        cluster = KafkaCluster(bootstrap=kafka.bootstrap)
+        for name, x, features in (("csv", table, FEATURES), ("avro", table, FEATURES), ("raw", images, ())):
+            console.print(f"sending {name}")
+            announcement = send_stream(
+                cluster,
+                name,
+                x,
+                y,
+                stream_id=name,
+                format=name,
+                features=features,
+                validation_rate=0.0,
+                partitions=PARTITIONS,
+            )
+            for _ in range(REPETITIONS):
+                _repetition(report, cluster, announcement, x, y)
+    return report
+
+
+def _repetition(
+    report: Report, cluster: KafkaCluster, announcement: Announcement, x: np.ndarray, y: np.ndarray
+) -> None:
+    name = announcement.format
+    bare = consume(cluster.bootstrap, name, PARTITIONS, RECORDS)
+    begun = time.perf_counter()
+    train, _ = datasets(cluster, announcement, BATCH)
+    epoch(train)
+    first = time.perf_counter() - begun
+    row = report.row(f"{name}: first epoch, against a bare consume loop", "records/s")
+    row.ours.append(RECORDS / first)
+    row.baseline.append(RECORDS / bare)
+    memory = from_memory(x, y, BATCH)
+    epoch(memory)
+    row = report.row(f"{name}: second epoch, against tf.data from memory (limit 0.9)", "records/s")
+    row.baseline.append(RECORDS / epoch(memory))
+    row.ours.append(RECORDS / epoch(train))
