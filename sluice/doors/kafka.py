@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient
@@ -80,9 +79,11 @@ class _Errors:
             log.info("%s: Kafka at %s is back", self.name, self.bootstrap)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A record as it was read; `timestamp_ms` is the broker's or the producing server's, never a device's."""
+class Record(NamedTuple):
+    """A record as it was read; `timestamp_ms` is the broker's or the producing server's, never a device's.
+
+    A tuple, since many of them are made: a frozen dataclass takes three times as long.
+    """
 
     topic: str
     partition: int
@@ -338,7 +339,7 @@ class KafkaReader:
                 elif error.code() not in _PASSING:
                     log.warning("%s: Kafka: %s", self.name, error)
                 continue
-            _kind, timestamp = message.timestamp()
+            headers = message.headers()
             records.append(
                 Record(
                     message.topic() or "",
@@ -346,8 +347,8 @@ class KafkaReader:
                     message.offset() or 0,
                     _as_bytes(message.key()),
                     _as_bytes(message.value()) or b"",
-                    timestamp,
-                    [(str(k), v) for k, v in list(message.headers() or [])],
+                    message.timestamp()[1],
+                    [(str(k), v) for k, v in list(headers)] if headers else [],
                 )
             )
         if records:

@@ -21,9 +21,10 @@ from sluice.streams.samples import (
 
 def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels]:
     """As `sluice.streams.formats.decode`, in the dtype of the wire."""
+    wanted = config.nbytes
     for record in records:
-        if len(record.value) != config.nbytes:
-            raise bad(record, f"has {len(record.value)} bytes, not {config.nbytes}")
+        if len(record.value) != wanted:
+            raise bad(record, f"has {len(record.value)} bytes, not {wanted}")
     x = from_bytes([record.value for record in records], config)
     known: dict[bytes | None, int] = {}  # few keys are many records': each is looked at once
     for record in records:
