@@ -1,7 +1,8 @@
 """Reading a stream into `tf.data`: 18 floats as CSV and as Avro, images of 28 x 28 as raw bytes, from real Kafka.
 
 The first epoch reads Kafka, decodes, keeps and batches; it is set against a bare consume loop that does nothing with
-the records. The second runs over what was kept, against `tf.data` from arrays. All samples are trained on: none held out.
+the records. The second runs over what was kept, against `tf.data` from arrays. None are
+held out for validation.
 """
 
 from __future__ import annotations
