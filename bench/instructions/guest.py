@@ -30,7 +30,7 @@ from sluice.wire.bundle import open_bundle
 from sluice.wire.state import Receipt
 
 CALL, PAUSE, RESUME = 0x51C0, 1000001, 1000002
-WARM_UP, ROUND, ROUNDS = 100, 100, 3
+WARM_UP, ROUND, ROUNDS = 100, 100, 6
 
 
 def say(word: int) -> None:

@@ -1,6 +1,5 @@
 """What the agent costs a sample has not grown unnoticed: a gate on instructions, which repeat where times do not."""
 
-import statistics
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,6 @@ def test_instructions_a_sample_are_within_the_gate(
     pi: Machine, floats: MadeBundle, tmp_path: Path, tell: list[str]
 ) -> None:
     counted = count(pi, floats, tmp_path)
-    tell += [f"aarch64 instructions a sample, {what}: {statistics.median(n):.0f}" for what, n in counted.items()]
+    tell += [f"aarch64 instructions a sample, {what}: {min(n):.0f}" for what, n in counted.items()]
     wrong = judge(counted)
     assert not wrong, "\n".join(wrong)
