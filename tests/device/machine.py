@@ -63,8 +63,8 @@ RASPBERRY_PI_2 = Kind(
     cpu="cortex-a7",
     cpuinfo="Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae\n"
     "CPU implementer\t: 0x41\nCPU architecture: 7\nCPU variant\t: 0x0\nCPU part\t: 0xc07\nCPU revision\t: 5\n",
-    packages=("python3.11", "libstdc++6", "libgomp1", "libatomic1", "python3-numpy", "python3-cffi-backend"),
-    no_wheels=("numpy", "cffi", "fastavro", "zstandard"),
+    packages=("python3.11", "libstdc++6", "libgomp1", "libatomic1", "python3-numpy", "python3-nacl"),
+    no_wheels=("numpy", "cffi", "PyNaCl", "fastavro", "zstandard"),
 )
 
 
