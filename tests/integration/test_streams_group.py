@@ -1,6 +1,5 @@
-"""Consumer groups on real Kafka: what was used is committed, what was not is read again, readers share, lag is told."""
+"""Consumer groups on real Kafka: what was used is committed, what was not is read again, lag is told."""
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from sluice.streams.send import send_stream
 from sluice.wire.names import DEAD_LETTER
 from sluice.wire.state import Announcement
 from tests.brokers.kafka import Kafka
-from tests.integration.edge_support import until
 
 pytestmark = pytest.mark.brokers
 
@@ -56,39 +54,6 @@ def test_it_goes_on_where_it_stopped(cluster: KafkaCluster, stream: Announcement
     assert sorted(seen) == X[:, 0].tolist(), "each once: what was not used was read again, what was used was not"
     with member(cluster, stream) as third:
         assert list(third) == []
-
-
-def test_readers_of_a_group_share(cluster: KafkaCluster, unique: str) -> None:
-    """Two readers are in the group before there is anything to read: each reads a part, together they read all."""
-    ensure_topics(cluster, {unique: 4})
-    config: dict[str, object] = {"shape": [2], "dtype": "float32"}
-    groups = [Group(cluster, [unique], "raw", config, f"g-{unique}", timeout_s=None, batch=10) for _ in range(2)]
-    seen: list[set[float]] = [set(), set()]
-    changed = threading.Condition()
-
-    def read(number: int) -> None:
-        for batch in groups[number]:
-            with changed:
-                seen[number].update(batch.x[:, 0].tolist())
-                changed.notify_all()
-            groups[number].commit(batch)
-
-    threads = [threading.Thread(target=read, args=(number,)) for number in (0, 1)]
-    for thread in threads:
-        thread.start()
-    try:
-        until(lambda: all(len(group.lag()) == 2 for group in groups))
-        send_stream(cluster, unique, X, Y, stream_id=unique, format="raw")
-        with changed:
-            assert changed.wait_for(lambda: seen[0] | seen[1] == set(X[:, 0].tolist()), 60)
-    finally:
-        for group in groups:
-            group.stopping = True
-        for thread in threads:
-            thread.join(30)
-        for group in groups:
-            group.close()
-    assert seen[0] and seen[1]
 
 
 def test_bad_records_are_left_out_and_kept(cluster: KafkaCluster, stream: Announcement) -> None:
