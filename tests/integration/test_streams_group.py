@@ -59,16 +59,18 @@ def test_it_goes_on_where_it_stopped(cluster: KafkaCluster, stream: Announcement
 def test_bad_records_are_left_out_and_kept(cluster: KafkaCluster, stream: Announcement) -> None:
     ensure_topics(cluster, {DEAD_LETTER: 1})
     writer = KafkaWriter("other", cluster)
-    writer.write_all(stream.stream_id, [(b"1", b"half")] * 3, 10)
-    bad = BadRecords(5, letters_to(writer, "streams"))
     topic = stream.stream_id
+    ours = topic.encode()
+    writer.write_all(topic, [(b"1", ours)] * 3, 10)
+    bad = BadRecords(5, letters_to(writer, "streams"))
     with Group(cluster, [topic], "raw", stream.config, f"b-{topic}", timeout_s=3, bad=bad) as reader:
         rows = sum(len(batch.y) for batch in reader)
-    assert (rows, bad.count) == (1000, 3) and "has 4 bytes, not 8" in str(bad.first)
+    assert (rows, bad.count) == (1000, 3) and f"has {len(ours)} bytes, not 8" in str(bad.first)
     assert writer.flush(10) == 0
-    letters = Group(cluster, [DEAD_LETTER], "raw", {"shape": [4], "dtype": "uint8"}, f"l-{topic}", timeout_s=3)
-    with letters:
-        found = [bytes(row) for batch in letters for row in batch.x if bytes(row) == b"half"]
+    of_others = BadRecords(most=1_000_000)
+    shape = {"shape": [len(ours)], "dtype": "uint8"}
+    with Group(cluster, [DEAD_LETTER], "raw", shape, f"l-{topic}", timeout_s=3, bad=of_others) as letters:
+        found = [bytes(row) for batch in letters for row in batch.x if bytes(row) == ours]
     assert len(found) == 3
 
 
