@@ -2,7 +2,8 @@
 
 Predictions are effectively once by sample: the first final one in the order of the topic wins, a provisional one never
 replaces a final, and whatever changes nothing raises `repeats`. `records = 1 + changes + repeats` holds in every row.
-An audit is no prediction of a sample: the first one of a sample stands beside it, in a table of its own.
+An audit is no prediction of a sample: the first one of a sample stands beside it, in a table of its own. So do late
+labels: they are joined with predictions when somebody asks (`cloud.watch.labelled`), so neither waits for the other.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Insert, Table, and_, case, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Dialect, Insert, Table, and_, case, func, insert, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from cloud.tables import audits, device_states, predictions, reader_offsets, streams
+from cloud.tables import audits, device_states, labels, predictions, reader_offsets, streams
 from sluice.doors.kafka import Record, TopicPartition
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.labels import AHEAD_MOST_US, Label
 from sluice.wire.messages import Audit, Prediction, SampleKey, decode_all, sample_of
 from sluice.wire.slices import parse_slice
 from sluice.wire.state import Announcement, DeviceStatus, Reported, Signed, parse_state
 
-TOPICS = (names.PREDICTIONS, names.DEVICES, names.CONTROL, names.DESIRED)
+TOPICS = (names.PREDICTIONS, names.DEVICES, names.CONTROL, names.DESIRED, names.LABELS)
 Row = dict[str, Any]
 MAX_TIME = 2**63 - 1
 KEYS_AT_ONCE = 1000
@@ -31,13 +33,17 @@ KEYS_AT_ONCE = 1000
 
 @dataclass(slots=True)
 class Rows:
-    """What one batch of records comes down to: equal samples, devices and streams are folded into one row each."""
+    """What one batch of records comes down to: equal samples, devices and streams are folded into one row each.
+
+    Labels are not: which of them change something hangs on what is in the database.
+    """
 
     predictions: dict[SampleKey, Row] = field(default_factory=dict)
     audits: dict[SampleKey, Row] = field(default_factory=dict)
     reported: dict[str, Row] = field(default_factory=dict)
     status: dict[str, Row] = field(default_factory=dict)
     streams: dict[tuple[str, int], Row] = field(default_factory=dict)
+    labels: list[Row] = field(default_factory=list)
 
     def take(self, record: Record) -> None:
         """Fold one record in.
@@ -55,6 +61,8 @@ class Rows:
             names.check_name("device", (record.key or b"").decode(errors="replace"))
             if record.value:
                 parse_state(Signed, record.value)
+        elif record.topic == names.LABELS:
+            self.labels.append(_label_row(parse_state(Label, record.value), at))
         else:
             announcement = parse_state(Announcement, record.value)
             for text in announcement.slices:
@@ -122,6 +130,28 @@ def _audit_row(said: Prediction, audit: Audit) -> Row:
     return {**shared, "seq": audit.of, "exit": audit.exit, "label": audit.label, **final, "records": 0}
 
 
+def _label_row(told: Label, at: int) -> Row:
+    told_at = at if told.told_at is None else told.told_at
+    if told_at > at + AHEAD_MOST_US:
+        raise PermanentError(
+            f"the label was told {(told_at - at) // 3_600_000_000} hours after Kafka got it: a wrong clock"
+        )
+    by_number = isinstance(told.label, int)
+    return {
+        "device_id": told.device_id,
+        "epoch": told.epoch or "",
+        "seq": -1 if told.seq is None else told.seq,
+        "source_id": told.source_id or "",
+        "model": told.model or "",
+        "label": told.label if by_number else -1,
+        "name": "" if by_number else told.label,
+        "told_at": told_at,
+        "recorded_at": at,
+        "records": 1,
+        "repeats": 0,
+    }
+
+
 def write(connection: Connection, rows: Rows) -> int:
     """Write the rows of a batch; returns how many of its predictions were repeats.
 
@@ -135,6 +165,8 @@ def write(connection: Connection, rows: Rows) -> int:
         more = {"records": audits.c.records + known.excluded.records}
         again = known.on_conflict_do_update(index_elements=["device_id", "epoch", "seq"], set_=more)
         connection.execute(again, list(rows.audits.values()))
+    if rows.labels:
+        connection.execute(_label_upsert(connection.dialect), rows.labels)
     if not rows.predictions:
         return 0
     before = _repeats(connection, rows)
@@ -174,6 +206,23 @@ def _prediction_upsert(dialect: Dialect) -> Insert:
     changes["repeats"] = old.repeats + new.records - case((better, 1), else_=0)
     changes["records"] = old.records + new.records
     result: Insert = statement.on_conflict_do_update(index_elements=["device_id", "epoch", "seq"], set_=changes)
+    return result
+
+
+def _label_upsert(dialect: Dialect) -> Insert:
+    """What was told later replaces; the same again, or what was told before, is a repeat."""
+    statement = _insert(dialect, labels)
+    old, new = labels.c, statement.excluded
+    later = new.told_at >= old.told_at
+    changes = and_(later, or_(new.label != old.label, new.name != old.name))
+    values: dict[str, Any] = {
+        name: case((changes, new[name]), else_=old[name]) for name in ("label", "name", "recorded_at")
+    }
+    values["told_at"] = case((later, new.told_at), else_=old.told_at)
+    values["records"] = old.records + new.records
+    values["repeats"] = old.repeats + case((changes, 0), else_=1)
+    keys = [column.name for column in labels.primary_key]
+    result: Insert = statement.on_conflict_do_update(index_elements=keys, set_=values)
     return result
 
 

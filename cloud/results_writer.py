@@ -1,4 +1,4 @@
-"""The results writer: brings predictions, device states and announced streams from Kafka into the database.
+"""The results writer: brings predictions, labels, device states and announced streams from Kafka into the database.
 
 `results_writer` is the process; one `Session` is a time without trouble. Rows and the offsets that they were read up
 to are one transaction, and a session begins at the offsets in the database: so a crash between any two lines neither
@@ -157,6 +157,7 @@ class Session:
         metrics.RESULTS_ROWS.inc(sum(row["records"] for row in rows.predictions.values()))
         metrics.RESULTS_REPEATS.inc(repeats)
         metrics.RESULTS_AUDITS.inc(sum(row["records"] for row in rows.audits.values()))
+        metrics.RESULTS_LABELS.inc(len(rows.labels))
         for partition, (offset, reason) in hold.items():
             self._hold(partition, offset, reason)
 

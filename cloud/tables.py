@@ -1,8 +1,8 @@
 """The tables, one line a column. The migrations make them; a test holds the two together.
 
 Times are UTC microseconds (`BigInteger`), digests hex, what has no fixed shape JSON. Each table is written by one
-process: `streams`, `device_states`, `predictions`, `audits` and `reader_offsets` by the results writer, the rest by the
-service.
+process: `streams`, `device_states`, `predictions`, `audits`, `labels` and `reader_offsets` by the results writer, the
+rest by the service.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -154,6 +155,8 @@ rollout_devices = Table(
     Column("revision", BigInteger, nullable=False),
 )
 
+_HAS_SOURCE = text("source_id IS NOT NULL")
+
 predictions = Table(
     "predictions",
     metadata,
@@ -182,6 +185,13 @@ predictions = Table(
     Column("repeats", Integer, nullable=False),  # those among them that changed nothing
     UniqueConstraint("device_id", "epoch", "seq"),
     Index(None, "recorded_at"),
+    Index(  # labels find their samples by it
+        "ix_predictions_source",
+        "device_id",
+        "source_id",
+        sqlite_where=_HAS_SOURCE,
+        postgresql_where=_HAS_SOURCE,
+    ),
 )
 
 audits = Table(
@@ -201,6 +211,22 @@ audits = Table(
     Column("recorded_at", BigInteger, nullable=False),  # by Kafka's clock
     Column("records", Integer, nullable=False),  # audits of this sample on the topic; the first one counts
     Index(None, "recorded_at"),
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("device_id", String(63), primary_key=True),
+    Column("epoch", String(16), primary_key=True),  # of the sample; empty: named by source_id
+    Column("seq", BigInteger, primary_key=True),  # -1: named by source_id
+    Column("source_id", String(256), primary_key=True),  # empty: named by epoch and seq
+    Column("model", String(63), primary_key=True),  # empty: of all models
+    Column("label", Integer, nullable=False),  # -1: told by name
+    Column("name", String(200), nullable=False),  # empty: told by number
+    Column("told_at", BigInteger, nullable=False),  # the latest
+    Column("recorded_at", BigInteger, nullable=False),  # of the label that counts, by Kafka's clock
+    Column("records", Integer, nullable=False),  # labels of this sample on the topic
+    Column("repeats", Integer, nullable=False),  # those among them that changed nothing
 )
 
 reader_offsets = Table(

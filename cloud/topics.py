@@ -12,7 +12,7 @@ from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Manifest
 from sluice.wire.slices import Slice, parse_slice
 
-FIXED = (names.PREDICTIONS, names.DESIRED, names.DEVICES, names.CONTROL, names.DEAD_LETTER)
+FIXED = (names.PREDICTIONS, names.DESIRED, names.DEVICES, names.CONTROL, names.LABELS, names.DEAD_LETTER)
 Left = Literal["whole", "partly expired", "gone"]
 
 

@@ -61,5 +61,6 @@ STAGE_BATCH_S = Histogram("sluice_stage_batch_seconds", "Time of one batch", ["t
 RESULTS_ROWS = Counter("sluice_results_predictions_total", "Predictions written or folded")
 RESULTS_REPEATS = Counter("sluice_results_repeated_total", "Predictions of a sample that was already final")
 RESULTS_AUDITS = Counter("sluice_results_audits_total", "Audits written or counted as repeats")
+RESULTS_LABELS = Counter("sluice_results_labels_total", "Late labels written or counted as repeats")
 RESULTS_DEAD = Counter("sluice_results_dead_letters_total", "Records that became dead letters")
 RESULTS_RETENTION = Counter("sluice_results_retention_lost_total", "Records that retention took before they were read")

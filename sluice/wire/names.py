@@ -33,6 +33,7 @@ PREDICTIONS = "sluice.predictions"
 DESIRED = "sluice.desired"
 DEVICES = "sluice.devices"
 CONTROL = "sluice.control"
+LABELS = "sluice.labels"
 DEAD_LETTER = "sluice.dead-letter"
 COMPACTED = (DESIRED, DEVICES)
 """Kafka topics that keep the newest record of each key."""

@@ -20,7 +20,8 @@ from sqlalchemy import func, select
 from cloud.database import migrate, open_database, reading, writing
 from cloud.results_writer import results_writer
 from cloud.settings import CloudSettings
-from cloud.tables import device_states, predictions, reader_offsets, streams
+from cloud.tables import device_states, labels, predictions, reader_offsets, streams
+from cloud.watch.labelled import labelled
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
 from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.wire import avro, names
@@ -201,6 +202,56 @@ def test_killed_in_the_middle_every_row_is_exact(
         assert (headers["origin"], headers["room"]) == (names.PREDICTIONS, "results-writer")
         assert headers["reason"]
         assert int(headers["offset"]) > 0
+
+
+@pytest.mark.brokers
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_labels_find_their_samples_across_a_kill(
+    kind: str, kafka: Kafka, unique: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Labels before, among and after their predictions, told twice and corrected; the writer is killed in between."""
+    database = None
+    if kind == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        database = postgres.database(unique)
+    cluster = KafkaCluster(bootstrap=kafka.bootstrap)
+    samples = 1000
+    told = [(seq, label, at) for seq in range(samples) for label, at in ((1, 5), (1, 5), (seq % 7, 9))]
+    random.Random(unique).shuffle(told)
+    words = [
+        json.dumps({"device_id": unique, "epoch": EPOCH, "seq": seq, "label": label, "told_at": at}).encode()
+        for seq, label, at in told
+    ]
+    bad = b'{"device_id": "pi-1", "label": 3}'
+    values = [prediction(unique, seq) for seq in range(samples)]
+
+    def counted() -> tuple[int, int]:
+        with reading(writer.engine) as connection:
+            ours = select(func.coalesce(func.sum(labels.c.records), 0)).where(labels.c.device_id == unique)
+            return int(connection.execute(ours).scalar_one()), len(writer.rows(unique))
+
+    with a_writer(tmp_path, kafka.bootstrap, database, CLOUD_RESULTS_BATCH="50") as writer:
+        writer.start()
+        send(cluster, unique, [*words[:1000], bad], names.LABELS)
+        until("some labels are in", lambda: counted()[0] >= 100)
+        both = [
+            threading.Thread(target=send, args=(cluster, unique, words[1000:], names.LABELS)),
+            threading.Thread(target=send, args=(cluster, unique, values)),
+        ]
+        for thread in both:
+            thread.start()
+        until("some predictions are in", lambda: counted()[1] >= 100)
+        writer.kill()
+        assert counted() != (len(words), samples), "killed too late to show anything"
+        writer.start()
+        for thread in both:
+            thread.join()
+        until("all are in", lambda: counted() == (len(words), samples))
+        found, p = labelled(), predictions.c
+        joined = select(p.seq, found.c.told).join(found, found.c.id == p.id).where(p.device_id == unique)
+        with reading(writer.engine) as connection:
+            assert sorted(map(tuple, connection.execute(joined))) == [(seq, seq % 7) for seq in range(samples)]
+        assert [value for value, _ in dead_letters(cluster, unique, 1)] == [bad]
 
 
 @pytest.mark.brokers

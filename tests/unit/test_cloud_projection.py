@@ -1,5 +1,6 @@
 """Effectively once: whatever the order, the repeats and the batches, the rows are those of the simple rule."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from sqlalchemy import delete, select
 
 from cloud.database import migrate, open_database, reading, writing
 from cloud.projection import Rows, load_offsets, move_offset, write
-from cloud.tables import audits, device_states, predictions, streams
+from cloud.tables import audits, device_states, labels, predictions, streams
+from cloud.watch.labelled import labelled
 from sluice.doors.kafka import Record
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
@@ -187,6 +189,91 @@ def test_parts_of_a_stream_stand_side_by_side(url: str) -> None:
     with reading(engine) as connection:
         found = connection.execute(select(streams.c.part).where(streams.c.stream_id == "s2")).scalars()
         assert sorted(found) == [1, 2]
+
+
+def label(label: Any, told_at: int | None = None, **named: Any) -> Record:
+    said = {"device_id": "pi-1", "label": label, "told_at": told_at, **named}
+    return record(json.dumps(said).encode(), names.LABELS)
+
+
+TOLD = st.lists(st.tuples(st.sampled_from([0, 1, "no", "yes"]), st.integers(1, 4)), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(told=TOLD, cut=st.integers(0, 8))
+def test_the_label_that_was_told_last_counts(url: str, told: list[tuple[Any, int]], cut: int) -> None:
+    stands, at, repeats = told[0][0], told[0][1], 0
+    for said, when in told[1:]:
+        changes = when >= at and said != stands
+        stands, at, repeats = said if changes else stands, max(at, when), repeats + (not changes)
+    engine = open_database(url)
+    with writing(engine) as connection:
+        connection.execute(delete(labels))
+        for batch in (told[:cut], told[cut:]):
+            rows = Rows()
+            for said, when in batch:
+                rows.take(label(said, when, source_id="frame-1"))
+            write(connection, rows)
+        row = connection.execute(select(labels)).mappings().one()
+    engine.dispose()
+    assert (row["name"] or row["label"], row["told_at"]) == (stands, at)
+    assert (row["records"], row["repeats"]) == (len(told), repeats)
+
+
+def test_a_label_finds_its_samples_whichever_comes_first(url: str) -> None:
+    """By sample before by source and model before by source alone; of another device or source it is not."""
+    engine = open_database(url)
+    early, late, answers = Rows(), Rows(), Rows()
+    early.take(label(1, source_id="a"))
+    early.take(label(2, source_id="a", model="other"))
+    early.take(label(3, epoch=EPOCH, seq=3))
+    for seq, source in enumerate(["a", "a", "b", "a", None, "c"]):
+        answers.take(record(prediction(seq, source_id=source)))
+    answers.take(record(prediction(0, source_id="a", device_id="pi-2")))
+    late.take(label("yes", source_id="b"))
+    late.take(label(7, source_id="b", model="digits"))
+    late.take(label(8, source_id="unheard-of"))
+    with writing(engine) as connection:
+        for table in (labels, predictions):
+            connection.execute(delete(table))
+        for rows in (early, answers, late):
+            write(connection, rows)
+        found, p = labelled(), predictions.c
+        joined = select(p.device_id, p.seq, found.c.told, found.c.name).join(found, found.c.id == p.id)
+        rows_found = {tuple(row) for row in connection.execute(joined)}
+        for table in (labels, predictions):
+            connection.execute(delete(table))
+    engine.dispose()
+    assert rows_found == {("pi-1", 0, 1, ""), ("pi-1", 1, 1, ""), ("pi-1", 2, 7, ""), ("pi-1", 3, 3, "")}
+
+
+DAY_MS = 24 * 3600 * 1000
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        label(1),  # of which sample?
+        label(1, source_id="a", epoch=EPOCH, seq=1),
+        label(1, epoch=EPOCH),
+        label(1, epoch=EPOCH, seq=1, model="digits"),
+        label(-1, source_id="a"),
+        label(2**31, source_id="a"),
+        label(1.5, source_id="a"),
+        label(True, source_id="a"),
+        label("", source_id="a"),
+        label("a\0b", source_id="a"),
+        label(1, source_id="a\0b"),
+        label(1, source_id="a", device_id="no name"),
+        label(1, told_at=(DAY_MS + 6) * 1000, source_id="a"),  # a day and more after Kafka got it
+        record(b"", names.LABELS),
+    ],
+)
+def test_a_bad_label_says_so(bad: Record) -> None:
+    rows = Rows()
+    with pytest.raises(PermanentError):
+        rows.take(bad)
+    assert rows == Rows()
 
 
 OFFLOAD = Offload("pi-1", EPOCH, 1, None, "m", BUNDLE, "default", "fog", 0, (), (), 0, 1000)

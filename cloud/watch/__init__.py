@@ -1,0 +1,1 @@
+"""What is known of answers afterwards: how many were right, and whether bundles keep what they promised."""
