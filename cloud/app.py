@@ -68,7 +68,8 @@ def create_app(service: Service) -> FastAPI:
             {
                 "training": partial(trainings.keep_training, service),
                 "partition": partial(partitions.keep_partition, service),
-            }
+            },
+            {"training": partial(trainings.go_on, service)},
         )
         topics = threading.Thread(target=make_topics, args=(service, stop), name="topics", daemon=True)
         topics.start()

@@ -38,6 +38,7 @@ MAX_EVENTS_BYTES = 16_000_000
 MAX_EVENT_BYTES = 1_000_000
 TAIL_BYTES = 4000
 START = Path(__file__).parent / "job_start.py"
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Event = dict[str, Any]
 Ended = Literal["done", "failed", "cancelled"]
@@ -64,11 +65,15 @@ class Program:
 
 @dataclass(slots=True)
 class Report:
-    """How a job ended: `result` of a job that is done, `reason` of any other."""
+    """How a job ended: `result` of a job that is done, `reason` of any other.
+
+    `killed`: by a signal from outside that says nothing of the job itself.
+    """
 
     state: Ended
     reason: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
+    killed: bool = False
 
 
 def run_job(
@@ -195,7 +200,8 @@ def _judged(code: int, last: Event, tail: bytes) -> Report:
         return Report("failed", str(last.get("reason"))[:2000])
     lines = tail.decode(errors="replace").strip().splitlines()
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return Report("failed", f"the job ended by {how}" + (f": {lines[-1][:500]}" if lines else ""))
+    reason = f"the job ended by {how}" + (f": {lines[-1][:500]}" if lines else "")
+    return Report("failed", reason, killed=-code in FROM_OUTSIDE)
 
 
 def _over_limit(pid: int, folder: Path, given: int, limits: Limits) -> str | None:

@@ -3,6 +3,9 @@
 What a kind of job brings into the world is the business of the module that asked for it (`trainings`, `partitions`):
 it hands in a `Keep`, which stores a finished job's files and returns what to write in the same transaction that calls
 the job done. So a job that is done has all its records, and any other has none.
+
+A kind of job that keeps a checkpoint in its folder goes on from there when something killed it, or the service: its
+module hands in an `Again`. Each run of a job tells all of its metrics, those of the checkpoint first.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import logging
 import queue
 import secrets
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +40,36 @@ PROGRAMS = {
 }
 PROGRESS_EVERY_S = 0.5
 MAX_METRICS = 5000
+MOST_KILLS = 3
+"""Runs of a job in a row that were killed before they came further, after which it has failed."""
+GOES_ON_WITH = (JOB, "input.keras", "checkpoint.npz")
+"""What is left in the folder of a job that goes on; a job runs foreign code, so nothing else, and no links."""
 
 Keep = Callable[[str, Path, dict[str, Any]], Callable[[Connection], None]]
 """Called with a finished job's id, folder and result; stores files, returns what to write into the database.
 
 Raises `PermanentError` when the job's output is not what it should be: the job has failed then.
 """
+
+Again = Callable[[str], str | None]
+"""Called with the id of a job that goes on; returns its wish (see `Task`), made anew: secrets are kept nowhere.
+
+Raises `PermanentError` when it cannot go on.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it is handed in.
+
+    `spec` is for its `job.json`; `files` are copied into its folder under their names; `record` writes what belongs to
+    its row; `wish` is the stream that it is fed with.
+    """
+
+    spec: Mapping[str, Any]
+    files: Mapping[str, Path]
+    record: Callable[[Connection, str], None]
+    wish: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,73 +105,81 @@ class Runner:
         self._at_once = at_once
         self._programs = programs
         self._keeps: dict[str, Keep] = {}
-        self._line: queue.Queue[Task | None] = queue.Queue(waiting)
+        self._again: dict[str, Again] = {}
+        self._waiting = waiting
+        self._line: queue.Queue[Task | None] = queue.Queue()
         self._tasks: dict[str, Task] = {}
         self._stopping = threading.Event()
+        self._interrupted: set[str] = set()
         self._check_slot = threading.Semaphore(1)
         self._threads: list[threading.Thread] = []
 
-    def start(self, keeps: Mapping[str, Keep]) -> None:
-        """Call jobs that an earlier service left unfinished failed, and begin. `keeps` by kind of job."""
-        self._keeps = dict(keeps)
-        left = jobs.c.state.in_(("queued", "running"))
-        reason = "the service was restarted"
-        with writing(self._engine) as connection:
-            connection.execute(update(jobs).where(left).values(state="failed", reason=reason, ended_at=now_us()))
+    def start(self, keeps: Mapping[str, Keep], again: Mapping[str, Again] | None = None) -> None:
+        """Begin, with what an earlier service left unfinished: jobs of a kind in `again` go in line, others failed."""
+        self._keeps, self._again = dict(keeps), dict(again or {})
+        left = select(jobs.c.id, jobs.c.kind).where(jobs.c.state.in_(("queued", "running")))
+        with reading(self._engine) as connection:
+            found = connection.execute(left.order_by(jobs.c.created_at, jobs.c.id)).all()
+        for job_id, kind in found:
+            self._take_up(job_id, kind)
         for number in range(self._at_once):
             thread = threading.Thread(target=self._work, name=f"job-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
+    def _take_up(self, job_id: str, kind: str) -> None:
+        try:
+            if kind not in self._again:
+                raise PermanentError("the service was restarted")
+            task = Task(job_id, kind, threading.Event(), self._again[kind](job_id))
+            _clear(self.folder / job_id, GOES_ON_WITH)
+        except (PermanentError, OSError) as error:
+            self._set(job_id, state="failed", reason=str(error), ended_at=now_us())
+            return
+        self._set(job_id, state="queued")
+        self._tasks[job_id] = task
+        self._line.put(task)
+        log.info("job goes on after a restart", extra={"job": job_id})
+
     def stop(self) -> None:
         """End all jobs, checks too; no more begin. Returns at once; `join` waits."""
         self._stopping.set()
         for task in list(self._tasks.values()):
+            if not task.cancelled.is_set():
+                self._interrupted.add(task.job_id)
             task.cancelled.set()
         for _ in self._threads:
-            try:
-                self._line.put_nowait(None)
-            except queue.Full:
-                break  # whoever takes the next one in line sees that we stop
+            self._line.put(None)
 
     def join(self, timeout_s: float) -> None:
         """Wait until the job threads have ended, `timeout_s` at most for each."""
         for thread in self._threads:
             thread.join(timeout_s)
 
-    def begin(
-        self,
-        kind: str,
-        spec: Mapping[str, Any],
-        files: Mapping[str, Path],
-        record: Callable[[Connection, str], None],
-        wish: str | None = None,
-    ) -> str:
-        """Put a job in line and return its id: its folder, then its row and what `record` writes, then its turn.
+    def begin(self, kind: str, new: Sequence[Job]) -> list[str]:
+        """Put jobs in line, all or none, and return their ids: their folders, then their rows, then their turns.
 
-        `files` are copied into the folder under their names; `wish` is the stream that the job is fed with. Raises
-        `TemporaryError` when too many jobs wait or the database is away; then nothing of the job is there.
+        Raises `TemporaryError` when too many jobs wait or the database is away; then nothing of them is there.
         """
-        if self._line.full() or self._stopping.is_set():
+        if self._line.qsize() + len(new) > self._waiting or self._stopping.is_set():
             raise TemporaryError("too many jobs are waiting", 10)
-        task = Task(f"{kind}-{secrets.token_hex(6)}", kind, threading.Event(), wish)
-        folder = self.folder / task.job_id
-        row = {"id": task.job_id, "kind": kind, "state": "queued", "metrics": [], "created_at": now_us()}
+        tasks = [Task(f"{kind}-{secrets.token_hex(6)}", kind, threading.Event(), one.wish) for one in new]
         try:
-            self._write_folder(folder, {"kind": kind, **spec}, files)
+            for task, one in zip(tasks, new, strict=True):
+                self._write_folder(self.folder / task.job_id, {"kind": kind, **one.spec}, one.files)
             with writing(self._engine) as connection:
-                connection.execute(insert(jobs).values(row))
-                record(connection, task.job_id)
+                for task, one in zip(tasks, new, strict=True):
+                    row = {"id": task.job_id, "kind": kind, "state": "queued", "metrics": [], "created_at": now_us()}
+                    connection.execute(insert(jobs).values(row))
+                    one.record(connection, task.job_id)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            for task in tasks:
+                shutil.rmtree(self.folder / task.job_id, ignore_errors=True)
             raise
-        self._tasks[task.job_id] = task
-        try:
-            self._line.put_nowait(task)
-        except queue.Full:
-            del self._tasks[task.job_id]
-            self._set(task.job_id, state="failed", reason="too many jobs were waiting", ended_at=now_us())
-        return task.job_id
+        for task in tasks:
+            self._tasks[task.job_id] = task
+            self._line.put(task)
+        return [task.job_id for task in tasks]
 
     def cancel(self, job_id: str) -> None:
         """End a job that waits or runs; nothing happens to one that has ended."""
@@ -199,12 +235,34 @@ class Runner:
             return
         self._set(task.job_id, state="running", started_at=now_us())
         log.info("job begins", extra={"job": task.job_id})
-        writer = _Progress(lambda values: self._set(task.job_id, **values))
-        report = self._run(task, self._limits, writer.take)
-        writer.write()
-        if self._stopping.is_set() and report.state == "cancelled":
+        report = self._run_on(task)
+        if task.job_id in self._interrupted and report.state == "cancelled":
+            if task.kind in self._again:
+                self._set(task.job_id, state="queued")
+                return
             report = Report("failed", "the service was stopped")
         self._finish(task, report)
+
+    def _run_on(self, task: Task) -> Report:
+        """Run a job to its end; one that goes on from a checkpoint also when its process is killed now and then."""
+        left_s, kills, reached = self._limits.time_s, 0, 0
+        while True:
+            begun = time.monotonic()
+            writer = _Progress(lambda values: self._set(task.job_id, **values))
+            report = self._run(task, replace(self._limits, time_s=left_s), writer.take)
+            writer.write()
+            left_s -= time.monotonic() - begun
+            if not report.killed or task.kind not in self._again or task.cancelled.is_set() or left_s <= 0:
+                return report
+            kills = 1 if writer.count > reached else kills + 1
+            reached = max(reached, writer.count)
+            if kills >= MOST_KILLS:
+                return report
+            log.warning("job was killed and goes on", extra={"job": task.job_id, "reason": report.reason})
+            try:
+                _clear(self.folder / task.job_id, GOES_ON_WITH)
+            except OSError as error:
+                return Report("failed", f"{report.reason}, and cannot go on: {error}")
 
     def _run(self, task: Task, limits: Limits, on_event: Callable[[Event], None]) -> Report:
         folder = self.folder / task.job_id
@@ -231,9 +289,7 @@ class Runner:
             ended_at=now_us(),
         )
         log.info("job ended", extra={"job": task.job_id, "state": report.state, "reason": report.reason})
-        for entry in folder.iterdir():
-            if entry.name not in (JOB, EVENTS, LOG):
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        _clear(folder, (JOB, EVENTS, LOG))
 
     def _set(self, job_id: str, write: Callable[[Connection], None] | None = None, **values: Any) -> None:
         """Update a job's row, and write what else belongs to it; waits for a database that is away."""
@@ -247,7 +303,7 @@ class Runner:
             except TemporaryError as error:
                 log.warning("job cannot be recorded: %s", error, extra={"job": job_id})
                 if self._stopping.wait(backoff.wait_s()):
-                    return  # the next service calls it failed
+                    return  # the next service takes it up, or calls it failed
             else:
                 return
 
@@ -261,12 +317,17 @@ class _Progress:
         self._metrics: list[Event] = []
         self._next_s = 0.0
 
+    @property
+    def count(self) -> int:
+        """How many metrics came."""
+        return len(self._metrics)
+
     def take(self, event: Event) -> None:
         """One progress or metrics event."""
         event = dict(event)
         if event.pop("event") == "progress":
             self._values["progress"] = event
-        elif len(self._metrics) < MAX_METRICS:
+        elif self.count < MAX_METRICS:
             self._metrics.append(event)
             self._values["metrics"] = self._metrics
         if time.monotonic() >= self._next_s:
@@ -278,6 +339,14 @@ class _Progress:
             self._write(self._values)
             self._values = {}
         self._next_s = time.monotonic() + PROGRESS_EVERY_S
+
+
+def _clear(folder: Path, kept: Sequence[str]) -> None:
+    """Remove all that a job left in its folder but the files named `kept`."""
+    for entry in folder.iterdir():
+        mode = entry.lstat().st_mode
+        if entry.name not in kept or not stat.S_ISREG(mode):
+            shutil.rmtree(entry) if stat.S_ISDIR(mode) else entry.unlink()
 
 
 def state_of(engine: Engine, job_id: str) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, insert, update
 
 from cloud.artifacts import open_output
 from cloud.bundles import store_bundle
+from cloud.jobs import Job
 from cloud.routes import job_views
 from cloud.routes.devices import get_device
 from cloud.routes.job_views import JobView
@@ -110,9 +111,9 @@ def start_partition(service: ServiceDep, new: NewPartition) -> PartitionView:
         row = {"id": job_id, "training": new.training, "settings": settings}
         connection.execute(insert(partitions).values(row))
 
-    return get_partition(
-        service, service.runner.begin("partition", spec, files, record, wish_for(service, training["announcement"]))
-    )
+    wish = wish_for(service, training["announcement"])
+    (started,) = service.runner.begin("partition", [Job(spec, files, record, wish)])
+    return get_partition(service, started)
 
 
 def _measured(service: Service, device_id: str) -> Any:

@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Connection, insert, select, update
 
 from cloud.artifacts import open_output
+from cloud.database import reading
+from cloud.jobs import Job
 from cloud.problems import missing
 from cloud.routes import job_views
 from cloud.routes.job_views import JobView
@@ -82,7 +84,15 @@ def start_training(service: ServiceDep, new: NewTraining) -> TrainingView:
         }
         connection.execute(insert(trainings).values(row))
 
-    return get_training(service, service.runner.begin("training", spec, files, record, wish_for(service, announcement)))
+    (started,) = service.runner.begin("training", [Job(spec, files, record, wish_for(service, announcement))])
+    return get_training(service, started)
+
+
+def go_on(service: Service, job_id: str) -> str:
+    """The stream of a training that goes on after a restart (an `Again`, see `cloud.jobs`)."""
+    with reading(service.engine) as connection:
+        announcement = connection.execute(select(trainings.c.announcement).where(trainings.c.id == job_id)).scalar_one()
+    return wish_for(service, announcement)
 
 
 def keep_training(service: Service, job_id: str, folder: Path, _result: dict[str, Any]) -> Any:

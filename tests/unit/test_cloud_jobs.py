@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from sqlalchemy import Connection, Engine, insert, select
 from cloud.artifacts import Store, open_output
 from cloud.database import migrate, open_database, reading, writing
 from cloud.job_process import Event, Limits, Program, Report, run_job
-from cloud.jobs import Runner
+from cloud.jobs import Again, Job, Runner
 from cloud.tables import jobs, tokens
 from sluice.wire.errors import PermanentError, TemporaryError
 
@@ -280,6 +281,11 @@ def nothing(_connection: Connection, _job_id: str) -> None:
     """A job that has no row but its own."""
 
 
+def begin(jobs_of: Runner, spec: dict[str, Any] | None = None, record: Any = nothing) -> str:
+    (job_id,) = jobs_of.begin("training", [Job(spec or {}, {}, record)])
+    return job_id
+
+
 def test_a_finished_job_and_its_records_are_one_transaction(bench: Bench, engine: Engine) -> None:
     jobs_of = runner(bench, engine, "open('out', 'w').write('x'); say('done', result={'n': 1})")
 
@@ -294,7 +300,7 @@ def test_a_finished_job_and_its_records_are_one_transaction(bench: Bench, engine
         return write
 
     jobs_of.start({"training": keep})
-    job_id = jobs_of.begin("training", {}, {}, nothing)
+    job_id = begin(jobs_of)
     row = ended(engine, job_id)
     assert (row["state"], row["result"]) == ("done", {"n": 1})
     with reading(engine) as connection:
@@ -312,7 +318,7 @@ def test_a_job_with_bad_output_has_failed(bench: Bench, engine: Engine) -> None:
         raise AssertionError
 
     jobs_of.start({"training": keep})
-    row = ended(engine, jobs_of.begin("training", {}, {}, nothing))
+    row = ended(engine, begin(jobs_of))
     assert row["state"] == "failed"
     assert "no readable model.keras" in row["reason"]
     jobs_of.stop()
@@ -323,7 +329,7 @@ def test_metrics_and_progress_stand_in_the_row(bench: Bench, engine: Engine) -> 
     body = "[say('metrics', epoch=i, epochs=3, metrics={}) for i in (1, 2, 3)]; say('done', result={})"
     jobs_of = runner(bench, engine, "say('progress', what='reading', done=1, total=1);" + body)
     jobs_of.start({})
-    row = ended(engine, jobs_of.begin("training", {"x": 1}, {}, nothing))
+    row = ended(engine, begin(jobs_of, spec={"x": 1}))
     assert [entry["epoch"] for entry in row["metrics"]] == [1, 2, 3]
     assert row["progress"] == {"what": "reading", "done": 1, "total": 1}
     assert json.loads((jobs_of.folder / row["id"] / "job.json").read_text()) == {"kind": "training", "x": 1}
@@ -334,14 +340,14 @@ def test_metrics_and_progress_stand_in_the_row(bench: Bench, engine: Engine) -> 
 def test_one_at_a_time_and_cancel_while_waiting(bench: Bench, engine: Engine) -> None:
     jobs_of = runner(bench, engine, "time.sleep(600)", waiting=1)
     jobs_of.start({})
-    first = jobs_of.begin("training", {}, {}, nothing)
+    first = begin(jobs_of)
     deadline = time.monotonic() + WAIT_S
     while row_of(engine, first)["state"] != "running":
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    second = jobs_of.begin("training", {}, {}, nothing)
+    second = begin(jobs_of)
     with pytest.raises(TemporaryError, match="too many"):
-        jobs_of.begin("training", {}, {}, nothing)
+        begin(jobs_of)
     assert row_of(engine, second)["state"] == "queued"
     jobs_of.cancel(second)
     assert row_of(engine, second)["state"] == "cancelled"
@@ -354,7 +360,7 @@ def test_one_at_a_time_and_cancel_while_waiting(bench: Bench, engine: Engine) ->
 def test_stopping_ends_jobs_and_a_restart_calls_them_failed(bench: Bench, engine: Engine) -> None:
     jobs_of = runner(bench, engine, "time.sleep(600)")
     jobs_of.start({})
-    first, second = (jobs_of.begin("training", {}, {}, nothing) for _ in range(2))
+    first, second = (begin(jobs_of) for _ in range(2))
     begun = time.monotonic()
     jobs_of.stop()
     jobs_of.join(WAIT_S)
@@ -365,6 +371,149 @@ def test_stopping_ends_jobs_and_a_restart_calls_them_failed(bench: Bench, engine
     assert states[1]["reason"] == "the service was restarted"
 
 
+def test_of_several_jobs_all_are_put_in_line_or_none(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, "pass", at_once=0, waiting=2)
+    before = set(jobs_of.folder.iterdir())
+
+    def refused(_connection: Connection, _job_id: str) -> None:
+        raise PermanentError("no")
+
+    good, bad = Job({}, {}, nothing), Job({}, {}, refused)
+    with pytest.raises(PermanentError, match="no"):
+        jobs_of.begin("training", [good, bad])
+    with pytest.raises(TemporaryError, match="too many"):
+        jobs_of.begin("training", [good, good, good])
+    assert set(jobs_of.folder.iterdir()) == before
+    with reading(engine) as connection:
+        assert connection.execute(select(jobs)).all() == []
+    assert len(jobs_of.begin("training", [good, good])) == 2
+
+
+EPOCHS = """
+import signal
+kept = folder / "checkpoint.npz"
+done = int(kept.read_text()) if kept.exists() else 0
+for epoch in range(1, 7):
+    say("metrics", epoch=epoch, epochs=6, metrics={})
+    if epoch > done:
+        (folder / "new").write_text(str(epoch))
+        (folder / "new").rename(kept)
+    if epoch == 4 and done < 4:
+        (folder / "log").symlink_to(folder.parents[1] / "secret")
+        (folder / "sub").mkdir()
+        END
+say("done", result={"from": done, "left": sorted(path.name for path in folder.iterdir())})
+"""
+KILLED = EPOCHS.replace("END", "os.kill(os.getpid(), signal.SIGKILL)")
+HANGS = EPOCHS.replace("END", "time.sleep(600)")
+ON: dict[str, Again] = {"training": lambda _job_id: None}
+
+
+def test_a_job_that_was_killed_goes_on_from_its_checkpoint(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, KILLED)
+    jobs_of.start({}, ON)
+    row = ended(engine, begin(jobs_of))
+    assert (row["state"], row["result"]["from"]) == ("done", 4)
+    assert row["result"]["left"] == ["checkpoint.npz", "events.jsonl", "job.json", "log.txt", "tmp"]
+    assert [entry["epoch"] for entry in row["metrics"]] == [1, 2, 3, 4, 5, 6], "each once"
+    assert not (jobs_of.folder / row["id"] / "checkpoint.npz").exists(), "what has ended needs none"
+    assert (bench.data / "secret").read_text() == "secret"
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
+def test_a_job_that_is_killed_each_time_has_failed(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, "say('metrics', epoch=1, epochs=9, metrics={}); os.kill(os.getpid(), 9)")
+    jobs_of.start({}, ON)
+    row = ended(engine, begin(jobs_of))
+    assert (row["state"], row["reason"]) == ("failed", "the job ended by signal SIGKILL")
+    assert [entry["epoch"] for entry in row["metrics"]] == [1]
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
+def test_a_service_that_stops_leaves_its_jobs_in_line_for_the_next(bench: Bench, engine: Engine) -> None:
+    first = runner(bench, engine, HANGS)
+    first.start({}, ON)
+    working, waiting, unwanted = (begin(first) for _ in range(3))
+    first.cancel(unwanted)
+    wait_for_checkpoint(first.folder / working, 4)
+    first.stop()
+    first.join(WAIT_S)
+    assert [row_of(engine, job_id)["state"] for job_id in (working, waiting, unwanted)] == [
+        "queued", "queued", "cancelled",
+    ]  # fmt: skip
+    asked: list[str] = []
+    second = runner(bench, engine, KILLED)
+    second.start({}, {"training": asked.append})
+    row = ended(engine, working)
+    assert (row["state"], row["result"]["from"], len(row["metrics"])) == ("done", 4, 6)
+    assert ended(engine, waiting)["state"] == "done"
+    assert asked == [working, waiting], "how to reach its stream is asked for anew"
+    second.stop()
+    second.join(WAIT_S)
+
+
+def wait_for_checkpoint(folder: Path, epoch: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not (folder / "checkpoint.npz").exists() or int((folder / "checkpoint.npz").read_text()) < epoch:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_job_that_cannot_go_on_says_why(bench: Bench, engine: Engine) -> None:
+    first = runner(bench, engine, "pass", at_once=0)
+    refused, lost = begin(first), begin(first)
+    shutil.rmtree(first.folder / lost)
+
+    def again(job_id: str) -> None:
+        if job_id == refused:
+            raise PermanentError("its stream is gone")
+
+    runner(bench, engine, "pass", at_once=0).start({}, {"training": again})
+    rows = [row_of(engine, job_id) for job_id in (refused, lost)]
+    assert [row["state"] for row in rows] == ["failed", "failed"]
+    assert rows[0]["reason"] == "its stream is gone" and "No such file" in rows[1]["reason"]
+
+
+WHOLE_SERVICE = """
+import sys, time
+from pathlib import Path
+from cloud.database import open_database
+from cloud.job_process import Limits, Program
+from cloud.jobs import Job, Runner
+data, programs = map(Path, sys.argv[1:])
+engine = open_database(f"sqlite:///{data.parent / 'sluice.db'}")
+runner = Runner(engine, data, Limits(60, 10**9, 10**9, 10**6), 20.0, programs={"training": Program("tiny", programs)})
+runner.start({}, {"training": lambda _job_id: None})
+print(*runner.begin("training", [Job({}, {}, lambda connection, job_id: None)]), flush=True)
+time.sleep(600)
+"""
+
+
+def test_jobs_of_a_service_that_was_killed_go_on_with_the_next(bench: Bench, engine: Engine) -> None:
+    jobs_of = runner(bench, engine, HANGS)
+    service = subprocess.Popen(
+        [sys.executable, "-c", WHOLE_SERVICE, str(bench.data), str(bench.programs)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert service.stdout is not None
+    job_id = service.stdout.readline().strip()
+    wait_for_checkpoint(jobs_of.folder / job_id, 4)
+    service.send_signal(signal.SIGKILL)
+    service.wait()
+    service.stdout.close()
+    assert row_of(engine, job_id)["state"] == "running", "nobody could say anything any more"
+    jobs_of.start({}, ON)
+    row = ended(engine, job_id)
+    assert (row["state"], row["result"]["from"]) == ("done", 4)
+    assert [entry["epoch"] for entry in row["metrics"]] == [1, 2, 3, 4, 5, 6]
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
 def test_a_job_whose_records_cannot_be_written_leaves_nothing(bench: Bench, engine: Engine) -> None:
     jobs_of = runner(bench, engine, "pass")
 
@@ -373,7 +522,7 @@ def test_a_job_whose_records_cannot_be_written_leaves_nothing(bench: Bench, engi
 
     before = set(jobs_of.folder.iterdir())
     with pytest.raises(PermanentError):
-        jobs_of.begin("training", {}, {}, record)
+        begin(jobs_of, record=record)
     assert set(jobs_of.folder.iterdir()) == before
     with reading(engine) as connection:
         assert connection.execute(select(jobs)).all() == []
