@@ -15,7 +15,18 @@ from pydantic import BaseModel
 from cloud import problems
 from cloud.database import reading
 from cloud.desired import tell_again
-from cloud.routes import answers, bundles, devices, models, partitions, predictions, rollouts, streams, trainings
+from cloud.routes import (
+    answers,
+    bundles,
+    devices,
+    labels,
+    models,
+    partitions,
+    predictions,
+    rollouts,
+    streams,
+    trainings,
+)
 from cloud.service import Service, ServiceDep, admin, anyone
 from cloud.settings import MB
 from cloud.topics import ensure_fixed_topics
@@ -94,6 +105,6 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(bundles.open_router, prefix="/v1")
     app.include_router(bundles.router, prefix="/v1", dependencies=[Depends(anyone)])
     app.include_router(answers.router, prefix="/v1")
-    for resource in (models, streams, trainings, partitions, devices, rollouts, predictions):
+    for resource in (models, streams, trainings, partitions, devices, rollouts, predictions, labels):
         app.include_router(resource.router, prefix="/v1", dependencies=[Depends(admin)])
     return app

@@ -20,7 +20,7 @@ from cloud.tables import audits, device_states, labels, predictions, reader_offs
 from sluice.doors.kafka import Record, TopicPartition
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError
-from sluice.wire.labels import AHEAD_MOST_US, Label
+from sluice.wire.labels import Label, time_of
 from sluice.wire.messages import Audit, Prediction, SampleKey, decode_all, sample_of
 from sluice.wire.slices import parse_slice
 from sluice.wire.state import Announcement, DeviceStatus, Reported, Signed, parse_state
@@ -131,11 +131,6 @@ def _audit_row(said: Prediction, audit: Audit) -> Row:
 
 
 def _label_row(told: Label, at: int) -> Row:
-    told_at = at if told.told_at is None else told.told_at
-    if told_at > at + AHEAD_MOST_US:
-        raise PermanentError(
-            f"the label was told {(told_at - at) // 3_600_000_000} hours after Kafka got it: a wrong clock"
-        )
     by_number = isinstance(told.label, int)
     return {
         "device_id": told.device_id,
@@ -145,7 +140,7 @@ def _label_row(told: Label, at: int) -> Row:
         "model": told.model or "",
         "label": told.label if by_number else -1,
         "name": "" if by_number else told.label,
-        "told_at": told_at,
+        "told_at": time_of(told, at),
         "recorded_at": at,
         "records": 1,
         "repeats": 0,

@@ -26,6 +26,7 @@ POLL_S = 0.5
 CHECK_S = 90.0
 UPLOAD_S = 600.0
 MAX_REPORT_BYTES = 20_000_000
+LABELS_AT_ONCE = 1000
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -230,6 +231,19 @@ class Client:
     def audits(self, **filters: Any) -> list[Json]:
         """Whether exits still hold, by model, bundle and exit; `filters`: device, model, since."""
         found: list[Json] = self._door.call("GET", "/v1/predictions/audits", params=_given(filters))
+        return found
+
+    def label(self, labels: Sequence[Json]) -> None:
+        """Say what samples really were (`sluice.wire.labels.Label`); 1000 at a time. The same again changes nothing."""
+        for i in range(0, len(labels), LABELS_AT_ONCE):
+            self._json("POST", "/v1/labels", {"labels": list(labels[i : i + LABELS_AT_ONCE])})
+
+    def accuracy(self, **filters: Any) -> list[Json]:
+        """How many answers were right, by time, model, bundle, tier and exit, as far as labels tell.
+
+        `filters`: device, model, bundle, tier, exit, since and until (UTC µs), every_s (length of a time).
+        """
+        found: list[Json] = self._door.call("GET", "/v1/accuracy", params=_given(filters))
         return found
 
     def _wait(self, path: str, on_change: OnJob) -> Json:

@@ -1,4 +1,4 @@
-"""Daily commands over the REST API: `sluice train`, `rollout`, `devices`, `results`, `watch`.
+"""Daily commands over the REST API: `sluice train`, `rollout`, `devices`, `results`, `accuracy`, `label`, `watch`.
 
 Where the service is and the token come from `--url` and `--token`, or from `SLUICE_URL` and `SLUICE_TOKEN`.
 """
@@ -318,6 +318,72 @@ def results(
 
 def _percent(audit: dict[str, Any]) -> str:
     return f"{audit['share']:.1%} ({audit['low']:.1%} to {audit['high']:.1%})"
+
+
+def accuracy(
+    device: Annotated[str | None, typer.Option(help="Of this device only.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model only.")] = None,
+    bundle: Annotated[str | None, typer.Option(help="Of this bundle only.")] = None,
+    every_h: Annotated[float | None, typer.Option(min=1 / 60, help="Over time: a row for each so many hours.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """How many answers were right, by bundle, tier and exit, as far as somebody told (`sluice label`)."""
+    from datetime import UTC, datetime
+
+    every_s = None if every_h is None else round(every_h * 3600)
+    with _client(url, token) as client:
+        found = client.accuracy(device=device, model=model, bundle=bundle, every_s=every_s)
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows: list[tuple[Any, ...]] = []
+    for row in found:
+        begin = "" if row["begin"] is None else f"{datetime.fromtimestamp(row['begin'] / 1e6, UTC):%Y-%m-%d %H:%M}"
+        share = None if row["share"] is None else _percent(row)
+        counts = (row["samples"], row["labelled"], row["right"], row["unknown"] or None)
+        rows.append((begin, row["model"], f"{row['bundle'][:12]}…", row["tier"], row["exit"], *counts, share))
+    title = ("from (UTC)", "model", "bundle", "tier", "exit", "samples", "labelled", "right", "label unknown")
+    _show((*title, "accuracy (95 % interval)"), rows)
+    if not any(row["labelled"] for row in found):
+        print("nobody has told what any of these samples really were: sluice label")
+
+
+def label(
+    device: Annotated[str | None, typer.Argument(help="The device that answered.")] = None,
+    said: Annotated[str | None, typer.Argument(metavar="LABEL", help="The true class: its number or its name.")] = None,
+    source_id: Annotated[str | None, typer.Option(help="Your own id of the reading.")] = None,
+    sample: Annotated[str | None, typer.Option(help="Instead of it EPOCH:SEQ, as in the results.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --source-id: of this model's answers only.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Many: CSV with a header (device_id, source_id or epoch and seq, label).", exists=True),
+    ] = None,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Tell what a sample really was. A label may come before its answer, and a later one corrects it."""
+    import csv
+
+    if (file is None) == (device is None or said is None):
+        raise PermanentError("give a device and a label, or a --file with many")
+    if file is not None:
+        with file.open(newline="") as lines:
+            rows: list[dict[str, Any]] = [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
+    else:
+        epoch, _, seq = (sample or "").partition(":")
+        given = {"device_id": device, "label": said, "source_id": source_id, "model": model, "epoch": epoch, "seq": seq}
+        rows = [{name: value for name, value in given.items() if value}]
+    for row in rows:
+        for name in ("label", "seq", "told_at"):
+            if str(row.get(name, "")).isdecimal():
+                row[name] = int(row[name])
+    if not rows:
+        raise PermanentError(f"{file} holds no labels")
+    with _client(url, token) as client:
+        client.label(rows)
+    print(f"{len(rows)} told")
 
 
 def watch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -12,6 +11,7 @@ from sqlalchemy import ColumnElement, Table, case, func, select
 from cloud.database import reading
 from cloud.service import ServiceDep
 from cloud.tables import audits, predictions
+from cloud.watch.shares import share_of
 from sluice.wire.names import Name, Tier
 
 router = APIRouter(tags=["predictions"])
@@ -148,16 +148,4 @@ def audit(service: ServiceDep, chosen: Annotated[Filter, Query()]) -> list[Audit
     wanted = select(*by, func.count().label("audited"), agreeing).where(*chosen.conditions(audits))
     with reading(service.engine) as connection:
         rows = connection.execute(wanted.group_by(*by).order_by(*by)).mappings().all()
-    return [AuditView(**row, **_share(row["agreeing"], row["audited"])) for row in rows]
-
-
-def _share(agreeing: int, audited: int) -> dict[str, float]:
-    """The share, and its interval of 95 % after Wilson (1927), right for few samples and near 1 too."""
-    z = 1.959964
-    share, more = agreeing / audited, z * z / audited
-    middle, width = share + more / 2, z * sqrt((share * (1 - share) + more / 4) / audited)
-    return {
-        "share": share,
-        "low": max(0.0, (middle - width) / (1 + more)),
-        "high": min(1.0, (middle + width) / (1 + more)),
-    }
+    return [AuditView(**row, **share_of(row["agreeing"], row["audited"])) for row in rows]

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, StrictInt, StringConstraints, model_validator
 
+from sluice.wire.errors import PermanentError
 from sluice.wire.messages import MAX_ID
 from sluice.wire.names import Name
 from sluice.wire.state import Epoch, State
@@ -51,3 +52,13 @@ class Label(State):
         if self.model is not None and self.seq is not None:
             raise ValueError("epoch and seq name one sample, so they need no model")
         return self
+
+
+def time_of(label: Label, at: int) -> int:
+    """When `label` was told (UTC µs), if Kafka got it at `at`; `PermanentError` if that was by a wrong clock."""
+    if label.told_at is None:
+        return at
+    if label.told_at > at + AHEAD_MOST_US:
+        hours = (label.told_at - at) // 3_600_000_000
+        raise PermanentError(f"the label was told {hours} hours after it came here: by a wrong clock")
+    return label.told_at

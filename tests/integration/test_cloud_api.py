@@ -40,9 +40,10 @@ from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
 from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.wire import names
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.labels import Label
 from sluice.wire.profile import read_profile
 from sluice.wire.signing import public_text
-from sluice.wire.state import Bounds, Desired, Run, unseal
+from sluice.wire.state import Bounds, Desired, Run, parse_state, unseal
 from tests.brokers.postgres import Postgres
 from tests.integration.cloud_support import Running, bundle_files, manifest_of, running, sha256
 
@@ -519,6 +520,7 @@ def test_who_may_do_what(cloud: Running, tmp_path: Path) -> None:
     fetch.append(f"/v1/blobs/{blob}")
     admin_only = ["/v1/bundles", "/v1/models", "/v1/streams", "/v1/trainings", "/v1/partitions", "/v1/devices"]
     admin_only += ["/v1/rollouts", "/v1/predictions", "/v1/predictions/summary", "/v1/predictions/audits"]
+    admin_only += ["/v1/accuracy"]
     with httpx.Client(base_url=cloud.url) as nobody:
         for path in ("/v1/health", "/v1/keys"):
             assert nobody.get(path).status_code == 200
@@ -658,6 +660,27 @@ def test_predictions_by_page_and_summed_up(cloud: Running, monkeypatch: pytest.M
     assert summary["by_tier"] == {"cloud": 1, "edge": 750, "fog": 750}
     assert client.summary(device="pi-2")["by_tier"] == {"cloud": 1}
     assert "1503 predictions on the topic, 2 of them repeats" in daily_command(cloud, monkeypatch, daily.results)
+
+
+def test_labels_go_through_kafka(
+    cloud: Running, embedded: EmbeddedKafka, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(f"device_id,source_id,label\n{unique},frame-1,7\n{unique},frame-2,seven\n")
+    sample = f"{'00' * 8}:5"
+    assert "1 told" in daily_command(cloud, monkeypatch, daily.label, unique, "3", "--sample", sample)
+    assert "2 told" in daily_command(cloud, monkeypatch, daily.label, "--file", str(file))
+    reader = KafkaReader("test", KafkaCluster(bootstrap=embedded.bootstrap), unique)
+    reader.subscribe([names.LABELS])
+    found: list[Label] = []
+    deadline = time.monotonic() + 30
+    while len(found) < 3 and time.monotonic() < deadline:
+        found += [parse_state(Label, one.value) for one in reader.read(100, 0.2) if one.key == unique.encode()]
+    reader.close()
+    by_source = {one.source_id: one.label for one in found}
+    assert by_source == {None: 3, "frame-1": 7, "frame-2": "seven"}
+    assert "nobody has told" in daily_command(cloud, monkeypatch, daily.accuracy)
+    assert json.loads(daily_command(cloud, monkeypatch, daily.accuracy, "--json")) == []
 
 
 def test_audits_say_whether_exits_hold(cloud: Running, monkeypatch: pytest.MonkeyPatch) -> None:
