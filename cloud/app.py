@@ -18,6 +18,7 @@ from cloud.desired import tell_again
 from cloud.routes import (
     answers,
     bundles,
+    certificates,
     devices,
     labels,
     models,
@@ -31,6 +32,7 @@ from cloud.service import Service, ServiceDep, admin, anyone
 from cloud.settings import MB
 from cloud.topics import ensure_fixed_topics
 from cloud.uploads import BodyLimit
+from cloud.watch.watcher import Watcher
 from sluice.daemon.life import Backoff
 from sluice.wire.errors import PermanentError, TemporaryError
 
@@ -84,10 +86,13 @@ def create_app(service: Service) -> FastAPI:
         )
         topics = threading.Thread(target=make_topics, args=(service, stop), name="topics", daemon=True)
         topics.start()
+        watcher = threading.Thread(target=Watcher(service).run, args=(stop,), name="certificates", daemon=True)
+        watcher.start()
         yield
         stop.set()
         service.runner.stop()
         service.runner.join(JOIN_S)
+        watcher.join(JOIN_S)
 
     app = FastAPI(
         title="Sluice",
@@ -105,6 +110,6 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(bundles.open_router, prefix="/v1")
     app.include_router(bundles.router, prefix="/v1", dependencies=[Depends(anyone)])
     app.include_router(answers.router, prefix="/v1")
-    for resource in (models, streams, trainings, partitions, devices, rollouts, predictions, labels):
+    for resource in (models, streams, trainings, partitions, devices, rollouts, predictions, labels, certificates):
         app.include_router(resource.router, prefix="/v1", dependencies=[Depends(admin)])
     return app

@@ -246,6 +246,11 @@ class Client:
         found: list[Json] = self._door.call("GET", "/v1/accuracy", params=_given(filters))
         return found
 
+    def certificates(self, **filters: Any) -> list[Json]:
+        """Whether bundles keep what they promised, as audits see it, by operating point; `filters`: model."""
+        found: list[Json] = self._door.call("GET", "/v1/certificates", params=_given(filters))
+        return found
+
     def _wait(self, path: str, on_change: OnJob) -> Json:
         while True:
             job = self._json("GET", path)

@@ -300,8 +300,9 @@ def results(
     with _client(url, token) as client:
         found = client.summary(device=device, model=model)
         audits = client.audits(device=device, model=model)
+        certificates = client.certificates(model=model)
     if as_json:
-        print(json.dumps(found | {"audits": audits}))
+        print(json.dumps(found | {"audits": audits, "certificates": certificates}))
         return
     total = found["total"]
     rows: list[tuple[Any, ...]] = [("all", "", total, "")]
@@ -314,6 +315,24 @@ def results(
             (a["model"], f"{a['bundle'][:12]}…", a["exit"], a["audited"], a["agreeing"], _percent(a)) for a in audits
         ]
         _show(("model", "bundle", "exit", "audited", "as the final exit", "share (95 % interval)"), rows)
+    for one in certificates:
+        print(_in_words(one))
+
+
+def _in_words(certificate: dict[str, Any]) -> str:
+    """A certificate in one plain line: what was promised, and whether audits say that it is kept."""
+    from datetime import UTC, datetime
+
+    c = certificate
+    which = f"bundle {c['bundle'][:12]}… at {c['operating_point']}"
+    promise = f"its promise to harm at most {c['epsilon']:.2%}"
+    seen = f"{c['harmed']} of {c['audits']} audits disagree with the final exit"
+    since = "" if c["since"] is None else f"{datetime.fromtimestamp(c['since'] / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
+    if c["state"] == "does not hold":
+        return f"{which} DOES NOT KEEP {promise}, known since {since}: {seen}; cut or train it anew"
+    if c["state"] == "holds":
+        return f"{which} keeps {promise}, shown by {since}: {seen}"
+    return f"{which}: too few audits yet to say whether it keeps {promise}: {seen}"
 
 
 def _percent(audit: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ def count_right(
     """
     p = predictions.c
     begin: ColumnElement[int] = p.recorded_at - p.recorded_at % bucket_us if bucket_us else literal(0)
-    key = (begin.label("begin"), p.model, p.bundle, p.tier, p.exit)
+    key = (begin.label("bucket"), p.model, p.bundle, p.tier, p.exit)
     order = [column.name for column in key]
     wanted = select(*key, func.count().label("samples")).where(p.label >= 0, *conditions)
     answered = connection.execute(wanted.group_by(*order).order_by(*order).limit(GROUPS_MOST + 1)).all()

@@ -58,6 +58,15 @@ STAGE_RETENTION = Counter(
 )
 STAGE_BATCH_S = Histogram("sluice_stage_batch_seconds", "Time of one batch", ["tier"], buckets=_LATENCY_S)
 
+CLOUD_CERTIFICATE_BROKEN = Gauge(
+    "sluice_cloud_certificate_broken", "1: audits say that the promise is not kept", ["bundle", "operating_point"]
+)
+CLOUD_CERTIFICATE_WEALTH = Gauge(
+    "sluice_cloud_certificate_wealth_ratio",
+    "What a bet against the promise made of 1 at most, over what it takes to believe it broken",
+    ["bundle", "operating_point"],
+)
+
 RESULTS_ROWS = Counter("sluice_results_predictions_total", "Predictions written or folded")
 RESULTS_REPEATS = Counter("sluice_results_repeated_total", "Predictions of a sample that was already final")
 RESULTS_AUDITS = Counter("sluice_results_audits_total", "Audits written or counted as repeats")

@@ -33,6 +33,7 @@ from sluice.wire import avro, messages, signing, state
 from sluice.wire.bundle import open_bundle
 from sluice.wire.codec import CODECS, decode_tensor, encode_tensor
 from sluice.wire.errors import PermanentError
+from sluice.wire.labels import Label
 from sluice.wire.manifest import Manifest, TensorSpec, parse_manifest
 from sluice.wire.messages import REASONS, STATUSES, Belief, Offload, Outcome, Prediction, Tensor
 from sluice.wire.names import TIERS, MqttTopics, check_name
@@ -236,6 +237,7 @@ STATES: dict[type[state.State], dict[str, Any]] = {
         "stream_id": "digits-1", "deployment": "d", "slices": ["digits:0:0:358"], "format": "avro", "count": 358,
         "config": {"shape": [8, 8], "dtype": "uint8"}, "validation_rate": 0.3,
     },
+    Label: {"device_id": "pi-1", "source_id": "frame-1", "model": "gate", "label": "seven", "told_at": 2**50},
 }  # fmt: skip
 """A valid one of each."""
 KINDS = list(STATES)

@@ -520,7 +520,7 @@ def test_who_may_do_what(cloud: Running, tmp_path: Path) -> None:
     fetch.append(f"/v1/blobs/{blob}")
     admin_only = ["/v1/bundles", "/v1/models", "/v1/streams", "/v1/trainings", "/v1/partitions", "/v1/devices"]
     admin_only += ["/v1/rollouts", "/v1/predictions", "/v1/predictions/summary", "/v1/predictions/audits"]
-    admin_only += ["/v1/accuracy"]
+    admin_only += ["/v1/accuracy", "/v1/certificates"]
     with httpx.Client(base_url=cloud.url) as nobody:
         for path in ("/v1/health", "/v1/keys"):
             assert nobody.get(path).status_code == 200

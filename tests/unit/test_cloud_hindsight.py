@@ -1,6 +1,10 @@
 """What the REST service says of answers afterwards, asked over HTTP; there is no Kafka here."""
 
 import asyncio
+import hashlib
+import io
+import json
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +17,16 @@ from sqlalchemy import insert
 
 from cloud import tokens
 from cloud.app import create_app
+from cloud.bundles import store_bundle
 from cloud.database import writing
 from cloud.service import Service, open_service
 from cloud.settings import CloudSettings
-from cloud.tables import labels, predictions
+from cloud.tables import audits, labels, predictions
+from cloud.watch.betting import audits_needed
+from cloud.watch.watcher import Watcher
+from sluice.daily import _in_words
 from sluice.doors.kafka import KafkaCluster
-from tests.unit.test_cloud_accuracy import ANSWERS, GONE, HOUR, KNOWN, LABELS
+from tests.unit.test_cloud_accuracy import ANSWERS, EPOCH, GONE, HOUR, KNOWN, LABELS
 
 NOWHERE = "127.0.0.1:1"
 
@@ -88,3 +96,137 @@ def test_labels_are_written_or_refused(http: Http, label: dict[str, Any], status
     answer = http("POST", "/v1/labels", json={"labels": [label]})
     assert answer.status_code == status
     assert words in answer.json()["detail"]
+
+
+def a_bundle(service: Service, criterion: str = "agreement", points: int = 1) -> str:
+    """A bundle of two exits, one an early one; what its segments hold is nobody's business here."""
+    data = b"a segment"
+    blob = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    crossing = {"name": "h0", "dtype": "float32", "shape": [4], "scale": 0.1, "zero_point": 0}
+    image = {"name": "image", "dtype": "float32", "shape": [8, 8]}
+
+    def segment(index: int, inputs: list[Any], outputs: list[Any]) -> dict[str, Any]:
+        place = {"index": index, "file": blob, "golden": blob, "inputs": inputs, "outputs": outputs}
+        return place | {"exit": {"name": f"e{index}", "logits": "l"}, "macs": 1, "tolerance": 0.1}
+
+    policy = {"measure": "max_prob", "threshold": 0.9}
+    promise = {"method": "m", "criterion": criterion, "epsilon": 0.01, "delta": 0.05, "n": 900, "violations": 2}
+    point = {"placement": ["edge", "cloud"], "codec": "raw", "policies": [policy, policy]}
+    manifest = {
+        "model": "digits",
+        "version": 1,
+        "labels": ["no", "yes"],
+        "inputs": [image],
+        "segments": [segment(0, [image], [crossing]), segment(1, [crossing], [])],
+        "operating_points": [
+            point | {"id": "default", "certificate": promise | {"points": points}},
+            point | {"id": "unsure"},
+        ],
+        "provenance": {"created_at": "2026-11-20"},
+    }
+    record = store_bundle(service, json.dumps(manifest).encode(), lambda _digest: io.BytesIO(data))
+    with writing(service.engine) as connection:
+        return record(connection)
+
+
+def live(service: Service, digest: str, harmed: list[bool], final: int = 0, elsewhere: int = 0, begin: int = 0) -> None:
+    """A hundred early answers for each audit, an audit a minute; `final` and `elsewhere` (fog's) spread over them."""
+    same = {"device_id": "pi-1", "epoch": EPOCH, "model": "digits", "bundle": digest, "operating_point": "default"}
+    how = {"confidence": 0.9, "status": "final", "captured_at": 1, "produced_at": 2, "records": 1, "repeats": 0}
+    how |= {"compute_us": {}, "bytes_sent": 0, "label": 0}
+    kinds = [(100 * len(harmed), "edge", 0, "exit"), (final, "cloud", 1, "last"), (elsewhere, "fog", 0, "exit")]
+    length = 60_000_000 * len(harmed)
+    answers = [
+        same | how | {"tier": tier, "exit": exit_, "reason": reason, "recorded_at": begin + length * i // count}
+        for count, tier, exit_, reason in kinds
+        for i in range(count)
+    ]
+    for seq, answer in enumerate(answers):
+        answer["seq"] = begin + seq
+    said = {"exit": 0, "label": 0, "final_exit": 1, "final_confidence": 0.9, "records": 1}
+    found = [
+        same | said | {"seq": begin + i, "final_label": int(wrong), "recorded_at": begin + 60_000_000 * (i + 1)}
+        for i, wrong in enumerate(harmed)
+    ]
+    with writing(service.engine) as connection:
+        connection.execute(insert(predictions), answers)
+        connection.execute(insert(audits), found)
+
+
+def the_certificate(http: Http, digest: str) -> dict[str, Any]:
+    (found,) = http("GET", f"/v1/bundles/{digest}/certificate").json()
+    assert found["operating_point"] == "default"
+    return dict(found)
+
+
+CLEAN = audits_needed(0.01, 0.05)
+
+
+def test_a_promise_is_shown_to_hold_by_enough_audits(service: Service, http: Http) -> None:
+    digest = a_bundle(service)
+    assert the_certificate(http, digest)["state"] == "too few audits"
+    assert http("GET", "/v1/certificates").json() == []  # there are no audits at all
+    live(service, digest, [False] * (CLEAN - 1))
+    assert the_certificate(http, digest)["state"] == "too few audits"
+    live(service, digest, [False], begin=10**12)
+    found = the_certificate(http, digest)
+    assert (found["state"], found["since"], found["audits"], found["harmed"]) == (
+        "holds",
+        10**12 + 60_000_000,
+        CLEAN,
+        0,
+    )
+    assert found["wealth"] < 1 < found["wealth_needed"] == 20
+    assert http("GET", "/v1/certificates").json() == [found]
+    assert http("GET", "/v1/certificates", params={"model": "other"}).json() == []
+
+
+def test_samples_that_went_up_speak_for_it_and_early_answers_elsewhere_against(service: Service, http: Http) -> None:
+    digest = a_bundle(service)
+    live(service, digest, [False] * (CLEAN // 2), final=60 * CLEAN)
+    live(service, digest, [False], begin=10**12)  # a day later: what went up in that hour is over
+    assert the_certificate(http, digest)["state"] == "holds"
+    live(service, digest, [False], elsewhere=10 * CLEAN, begin=2 * 10**12)
+    second = a_bundle(service, points=2)
+    live(service, second, [False] * 2 * CLEAN, elsewhere=10 * CLEAN, begin=3 * 10**12)  # 5 % that nobody audits
+    assert the_certificate(http, second)["state"] == "too few audits"
+
+
+def test_a_promise_that_is_broken_is_told_once(service: Service, http: Http, caplog: pytest.LogCaptureFixture) -> None:
+    digest = a_bundle(service)
+    live(service, digest, [i % 10 == 9 for i in range(200)])  # one in ten
+    found = the_certificate(http, digest)
+    assert (found["state"], found["harmed"]) == ("does not hold", 20)
+    assert 60_000_000 <= found["since"] <= 100 * 60_000_000
+    assert found["wealth_most"] >= found["wealth"] > found["wealth_needed"]
+    words = _in_words(found)
+    assert words.startswith(f"bundle {digest[:12]}… at default DOES NOT KEEP its promise to harm at most 1.00%")
+    assert "1970-01-01 0" in words
+    watcher = Watcher(service)
+    with caplog.at_level(logging.WARNING):
+        watcher.look()
+        live(service, digest, [False], begin=10**12)
+        watcher.look()
+    told = [entry.getMessage() for entry in caplog.records if "promise" in entry.getMessage()]
+    assert told == [
+        f"bundle {digest[:12]}… at default does not keep its promise of 0.01: "
+        "20 of 200 audits disagree with the final exit"
+    ]
+
+
+def test_the_same_disagreement_is_no_harm_if_few_answers_are_early(service: Service, http: Http) -> None:
+    """One in ten early answers, and one early answer in twenty: half a per cent of the samples."""
+    digest = a_bundle(service)
+    live(service, digest, [i % 10 == 9 for i in range(100)], final=19 * 10_000)  # 19 of 20 go up
+    assert the_certificate(http, digest)["state"] != "does not hold"
+
+
+def test_a_promise_of_accuracy_needs_labels_to_be_broken(service: Service, http: Http) -> None:
+    digest = a_bundle(service, criterion="accuracy")
+    live(service, digest, [i % 10 == 9 for i in range(200)])
+    assert the_certificate(http, digest)["state"] == "too few audits"
+    told = {"device_id": "pi-1", "epoch": EPOCH, "source_id": "", "model": "", "label": -1, "name": "yes"}
+    told |= {"told_at": 1, "recorded_at": 1, "records": 1, "repeats": 0}
+    with writing(service.engine) as connection:  # the final exit was right in all that it said otherwise
+        connection.execute(insert(labels), [told | {"seq": seq} for seq in range(9, 200, 10)])
+    assert the_certificate(http, digest)["state"] == "does not hold"
