@@ -112,7 +112,7 @@ def accuracy(service: ServiceDep, chosen: Annotated[Chosen, Query()]) -> list[Ac
                 begin=begin if bucket_us else None,
                 model=model,
                 bundle=bundle,
-                tier=tier,  # type: ignore[arg-type]
+                tier=tier,
                 exit=exit_,
                 samples=counts.samples,
                 labelled=counts.labelled,

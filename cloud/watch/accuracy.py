@@ -48,13 +48,13 @@ def count_right(
     p = predictions.c
     begin: ColumnElement[int] = p.recorded_at - p.recorded_at % bucket_us if bucket_us else literal(0)
     key = (begin.label("bucket"), p.model, p.bundle, p.tier, p.exit)
-    order = [column.name for column in key]
+    order = ("bucket", p.model, p.bundle, p.tier, p.exit)
     wanted = select(*key, func.count().label("samples")).where(p.label >= 0, *conditions)
     answered = connection.execute(wanted.group_by(*order).order_by(*order).limit(GROUPS_MOST + 1)).all()
     told = labelled()
     cell = (*key, p.label, told.c.told, told.c.name)
     cells = select(*cell, func.count().label("samples")).join(told, told.c.id == p.id)
-    by = [*order, p.label, told.c.told, told.c.name]
+    by = (*order, p.label, told.c.told, told.c.name)
     judged = connection.execute(cells.where(p.label >= 0, *conditions).group_by(*by).limit(CELLS_MOST + 1)).all()
     if len(answered) > GROUPS_MOST or len(judged) > CELLS_MOST:
         raise PermanentError("that are too many rows: ask for a later `since`, longer times, or one model")
