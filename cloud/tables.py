@@ -58,6 +58,7 @@ model_versions = Table(
     Column("size", BigInteger, nullable=False),
     Column("check", JSON, nullable=False),  # what the check job found: inputs, exits, cut, …
     Column("created_at", BigInteger, nullable=False),
+    Column("training", String(40)),  # that it is the result of; null: handed in
 )
 
 streams = Table(
@@ -94,6 +95,8 @@ trainings = Table(
     Column("announcement", JSON, nullable=False),  # as it was when the training began
     Column("settings", JSON, nullable=False),
     Column("sha256", String(64)),  # of the trained model
+    Column("comparison", String(40)),  # the same for all that one request began
+    Index(None, "comparison"),
 )
 
 partitions = Table(

@@ -58,6 +58,10 @@ class Client:
             files = {"file": (file.name, content, "application/octet-stream")}
             return self._json("POST", "/v1/models", data={"name": name}, files=files, timeout=UPLOAD_S)
 
+    def add_version(self, name: str, training_id: str) -> Json:
+        """Make what a training made the next version of a model, so that it can be trained on."""
+        return self._json("POST", f"/v1/models/{name}/versions", {"training": training_id}, timeout=CHECK_S)
+
     def models(self) -> list[Json]:
         """The newest version of every model."""
         return self._list("/v1/models")
@@ -82,13 +86,23 @@ class Client:
         body = {"model": model, "version": version, "stream_id": stream_id, "settings": settings}
         return self._json("POST", "/v1/trainings", body)
 
+    def compare(self, models: Sequence[str | tuple[str, int]], stream_id: str, **settings: Any) -> Json:
+        """Start a training for each of several models (a name, or a name and a version) on one stream.
+
+        `comparison` of what comes back is their id in common, `trainings` are they, in the order of `models`.
+        """
+        named = [(one, None) if isinstance(one, str) else one for one in models]
+        wanted = [{"model": name, "version": version} for name, version in named]
+        return self._json("POST", "/v1/trainings", {"models": wanted, "stream_id": stream_id, "settings": settings})
+
     def training(self, training_id: str) -> Json:
         """A training: state, progress, metrics so far."""
         return self._json("GET", f"/v1/trainings/{training_id}")
 
-    def trainings(self) -> list[Json]:
-        """The newest trainings."""
-        return self._list("/v1/trainings")
+    def trainings(self, comparison: str | None = None) -> list[Json]:
+        """The newest trainings, or those of one comparison, newest first; without their confusion matrices."""
+        found: list[Json] = self._door.call("GET", "/v1/trainings", params=_given({"comparison": comparison}))
+        return found
 
     def cancel_training(self, training_id: str) -> Json:
         """End a training."""
@@ -113,6 +127,19 @@ class Client:
     def wait_for_training(self, training_id: str, on_change: OnJob = lambda _job: None) -> Json:
         """Wait until a training is done; `on_change` hears of it now and then. `PermanentError`: it failed."""
         return self._wait(f"/v1/trainings/{training_id}", on_change)
+
+    def wait_for_comparison(self, started: Json, on_change: OnJob = lambda _job: None) -> list[Json]:
+        """Wait until no training of a comparison (as `compare` returned it) waits or runs, and return them in its
+        order; whether one failed stands in its `state`. `on_change` hears of each now and then."""
+        order = [one["id"] for one in started["trainings"]]
+        while True:
+            found = {one["id"]: one for one in self.trainings(started["comparison"])}
+            jobs = [found[one] for one in order]
+            for job in jobs:
+                on_change(job)
+            if all(job["state"] in ENDED for job in jobs):
+                return jobs
+            time.sleep(POLL_S)
 
     def wait_for_partition(self, partition_id: str, on_change: OnJob = lambda _job: None) -> Json:
         """Wait until a partition is done; as `wait_for_training`."""

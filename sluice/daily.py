@@ -96,8 +96,10 @@ def _follow_rollout(client: Client, begun: dict[str, Any], timeout_s: float, qui
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
-    stream: Annotated[str, typer.Argument(help="Id of the data stream.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Name of the model, or of several to compare; without --stream then its id.")
+    ],
+    stream: Annotated[str | None, typer.Option(help="Id of the data stream.")] = None,
     source: Annotated[
         Path | None, typer.Option(help="Hand this in first: Python source (.py) or a .keras file.", exists=True)
     ] = None,
@@ -105,7 +107,9 @@ def train(
     batch: Annotated[int | None, typer.Option(min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    cut: Annotated[bool, typer.Option(help="Cut the trained model into a bundle as well.")] = True,
+    cut: Annotated[
+        bool | None, typer.Option("--cut/--no-cut", help="Cut the trained model into a bundle. Default: if it is one.")
+    ] = None,
     max_accuracy_loss: Annotated[
         float | None, typer.Option(help="Share of answers that may differ from the full model's.")
     ] = None,
@@ -118,8 +122,22 @@ def train(
     url: Url = None,
     token: Token = None,
 ) -> None:
-    """Train a model on a data stream, and cut it into a bundle that `sluice rollout` can bring to devices."""
-    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    """Train a model on a data stream, and cut it into a bundle that `sluice rollout` can bring to devices; or train
+    several and compare them."""
+    if stream is None:
+        *models, stream = models
+    if not models or (len(models) > 1 and (source or cut)):
+        raise PermanentError(
+            "name one model and a stream; --source and --cut are for one model"
+            if models
+            else "name a model and a stream: sluice train MODEL --stream ID"
+        )
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
     cutting: dict[str, Any] = {
         "max_accuracy_loss": max_accuracy_loss,
@@ -130,14 +148,17 @@ def train(
     wanted = {name: value for name, value in cutting.items() if value is not None}
     with _client(url, token) as client:
         if source is not None and source.suffix == ".keras":
-            client.upload_model(model, source)
+            client.upload_model(models[0], source)
         elif source is not None:
-            client.add_model(model, source.read_text())
+            client.add_model(models[0], source.read_text())
         client.stream(stream, wait_s=STREAM_S)  # what was just sent is known a moment later
-        started = client.train(model, stream, **settings)["id"]
+        if len(models) > 1:
+            _compare(client, models, stream, settings, as_json)
+            return
+        started = client.train(models[0], stream, **settings)["id"]
         done = _follow("training", lambda change: client.wait_for_training(started, change), as_json)
         result: dict[str, Any] = {"training": done["id"], "metrics": done["result"].get("metrics", {})}
-        if cut:
+        if cut is not False:
             begun = client.partition(started, **wanted)["id"]
             cut_done = _follow("partition", lambda change: client.wait_for_partition(begun, change), as_json)
             result |= {"partition": begun, "bundle": cut_done["bundle"]}
@@ -145,7 +166,48 @@ def train(
         print(json.dumps(result))
         return
     _show(("exit", "metrics"), [(name, _numbers(values)) for name, values in result["metrics"].items()])
-    print(f"training {result['training']}" + (f"\nbundle {result['bundle']}" if cut else ""))
+    print(f"training {result['training']}" + (f"\nbundle {result['bundle']}" if "bundle" in result else ""))
+
+
+def _compare(client: Client, models: list[str], stream: str, settings: dict[str, Any], as_json: bool) -> None:
+    """Train several models, a bar for each, and show at the end how each exit of each does."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    started = client.compare(models, stream, **settings)
+    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+        tasks = {one["id"]: bar.add_task(one["model"], total=None) for one in started["trainings"]}
+
+        def change(job: dict[str, Any]) -> None:
+            if job["metrics"]:
+                last = job["metrics"][-1]
+                bar.update(tasks[job["id"]], completed=last["epoch"], total=last["epochs"])
+
+        ended = client.wait_for_comparison(started, change)
+    if as_json:
+        kept = ("id", "model", "version", "state", "reason", "result")
+        print(json.dumps({"comparison": started["comparison"], "trainings": [{k: t[k] for k in kept} for t in ended]}))
+        return
+    _show(("model", "exit", "accuracy", "validation", "loss", "seconds", "training"), _compared(ended))
+    print(f"comparison {started['comparison']}")
+
+
+def _compared(trainings: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """A row for each exit of each training, or one that says why there is none."""
+    found: list[tuple[Any, ...]] = []
+    for one in trainings:
+        name, result = f"{one['model']} {one['version']}", one["result"] or {}
+        if one["state"] != "done":
+            found.append((name, None, f"{one['state']}: {one['reason']}", None, None, None, one["id"]))
+        for number, (exit_name, values) in enumerate(result.get("metrics", {}).items()):
+            shown = [_short(values.get(key)) for key in ("accuracy", "val_accuracy", "val_loss")]
+            last = (None, None) if number else (_short(result.get("seconds")), one["id"])
+            found.append((None if number else name, exit_name, *shown, *last))
+    return found
+
+
+def _short(number: Any) -> str | None:
+    return f"{number:.4g}" if isinstance(number, int | float) else None
 
 
 def _numbers(values: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fastapi.responses import FileResponse, PlainTextResponse
 from pydantic import BaseModel
-from sqlalchemy import RowMapping, Table, select
+from sqlalchemy import ColumnElement, RowMapping, Table, select
 
 from cloud.database import reading
 from cloud.job_process import LOG
@@ -44,12 +44,12 @@ def find(service: Service, table: Table, kind: str, job_id: str) -> RowMapping:
     return row
 
 
-def every(service: Service, table: Table) -> list[RowMapping]:
-    """All rows of `table` with their jobs', newest first."""
+def every(service: Service, table: Table, *where: ColumnElement[bool]) -> list[RowMapping]:
+    """The newest 1000 rows of `table` (those that are as `where` says) with their jobs', newest first."""
     own = [column for column in table.c if column.name != "id"]
     wanted = select(*own, *JOB_COLUMNS, jobs.c.metrics).join(jobs, jobs.c.id == table.c.id)
     with reading(service.engine) as connection:
-        return list(connection.execute(wanted.order_by(jobs.c.created_at.desc()).limit(1000)).mappings())
+        return list(connection.execute(wanted.where(*where).order_by(jobs.c.created_at.desc()).limit(1000)).mappings())
 
 
 def log_of(service: Service, job_id: str) -> FileResponse | PlainTextResponse:

@@ -1,5 +1,7 @@
 """Models: handed in as a few lines of Keras or as a `.keras` file, checked by a job, kept by version.
 
+What a training made can become a version too, to be trained on from there.
+
 A model is code, so the service itself never loads it: what it knows of a model is what the check job reports.
 """
 
@@ -21,7 +23,7 @@ from cloud.database import reading, writing
 from cloud.problems import missing
 from cloud.service import Service, ServiceDep
 from cloud.settings import MB
-from cloud.tables import model_versions, now_us
+from cloud.tables import model_versions, now_us, trainings
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.manifest import first_cause
 from sluice.wire.names import Name, check_name
@@ -39,8 +41,17 @@ class NewModel(BaseModel):
     source: str = Field(min_length=1, max_length=500_000)
 
 
+class NewVersion(BaseModel):
+    """A version that is the result of a training."""
+
+    training: str = Field(min_length=1, max_length=40)
+
+
 class ModelView(BaseModel):
-    """One version of a model. `check`: inputs, exits, classes, parameters, macs, whether and where it can be cut."""
+    """One version of a model. `check`: inputs, exits, classes, parameters, macs, whether and where it can be cut.
+
+    `training`: the one that it is the result of, if it was not handed in.
+    """
 
     name: str
     version: int
@@ -49,6 +60,7 @@ class ModelView(BaseModel):
     size: int
     check: dict[str, Any]
     created_at: int
+    training: str | None
 
 
 def job_model(service: Service, row: dict[str, Any]) -> tuple[dict[str, str], dict[str, Path]]:
@@ -123,8 +135,35 @@ async def add_model(service: ServiceDep, request: Request, response: Response) -
     return view
 
 
-def _add(service: Service, name: str, kind: Literal["source", "keras"], content: BinaryIO) -> tuple[bool, ModelView]:
-    stored = service.models.add(content, service.settings.upload_mb * MB)
+@router.post("/models/{name}/versions", status_code=201)
+def add_version(service: ServiceDep, name: str, new: NewVersion, response: Response) -> ModelView:
+    """Make the model that a training made the next version of a name, new or known, so that it can be trained on.
+
+    200 if the newest version is this very model; 404: no such training; 409: it has no model, or not yet.
+    """
+    check_name("model", name)
+    with reading(service.engine) as connection:
+        found = connection.execute(select(trainings).where(trainings.c.id == new.training)).mappings().first()
+    if found is None:
+        raise missing("training", new.training)
+    if found["sha256"] is None:
+        raise HTTPException(409, f"training {new.training!r} is not done: there is no model of it")
+    with service.models.path(found["sha256"]).open("rb") as content:
+        known, view = _add(service, name, "keras", content, service.settings.job_output_mb * MB, new.training)
+    if known:
+        response.status_code = 200
+    return view
+
+
+def _add(
+    service: Service,
+    name: str,
+    kind: Literal["source", "keras"],
+    content: BinaryIO,
+    limit: int | None = None,
+    training: str | None = None,
+) -> tuple[bool, ModelView]:
+    stored = service.models.add(content, limit or service.settings.upload_mb * MB)
     with reading(service.engine) as connection:
         newest = _newest(connection, name)
     if newest is not None and (newest["sha256"], newest["kind"]) == (stored.sha256, kind):
@@ -132,7 +171,7 @@ def _add(service: Service, name: str, kind: Literal["source", "keras"], content:
     try:
         spec, files = job_model(service, {"sha256": stored.sha256, "kind": kind})
         check = service.runner.check({"model": spec}, files)
-        return False, _record(service, name, kind, stored, check)
+        return False, _record(service, name, kind, stored, check, training)
     except BaseException:
         _forget(service, stored)
         raise
@@ -143,7 +182,9 @@ def _newest(connection: Any, name: str) -> Any:
     return connection.execute(wanted.order_by(model_versions.c.version.desc())).mappings().first()
 
 
-def _record(service: Service, name: str, kind: str, stored: Stored, check: dict[str, Any]) -> ModelView:
+def _record(
+    service: Service, name: str, kind: str, stored: Stored, check: dict[str, Any], training: str | None
+) -> ModelView:
     try:
         with writing(service.engine) as connection:
             newest = _newest(connection, name)
@@ -155,6 +196,7 @@ def _record(service: Service, name: str, kind: str, stored: Stored, check: dict[
                 "size": stored.size,
                 "check": check,
                 "created_at": now_us(),
+                "training": training,
             }
             connection.execute(insert(model_versions).values(row))
     except IntegrityError as error:
@@ -163,11 +205,13 @@ def _record(service: Service, name: str, kind: str, stored: Stored, check: dict[
 
 
 def _forget(service: Service, stored: Stored) -> None:
-    """Remove the content of a model that was refused, unless some version has the same."""
-    same = select(func.count()).where(model_versions.c.sha256 == stored.sha256)
+    """Remove the content of a model that was refused, unless some version or some training's result is the same."""
     with reading(service.engine) as connection:
-        if not connection.execute(same).scalar():
-            service.models.path(stored.sha256).unlink(missing_ok=True)
+        for table in (model_versions, trainings):
+            same = select(func.count()).select_from(table).where(table.c.sha256 == stored.sha256)
+            if connection.execute(same).scalar():
+                return
+    service.models.path(stored.sha256).unlink(missing_ok=True)
 
 
 @router.get("/models")

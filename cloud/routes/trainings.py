@@ -1,13 +1,18 @@
-"""Trainings: one model on one data stream, by a job; its metrics come as it learns."""
+"""Trainings: models on a data stream, each by a job; metrics come as they learn.
+
+Several models in one request are a comparison: the same stream, the same settings, one job each.
+"""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection, insert, select, update
 
 from cloud.artifacts import open_output
@@ -22,6 +27,8 @@ from cloud.service import Service, ServiceDep
 from cloud.settings import MB
 from cloud.tables import trainings
 from sluice.wire.names import Name
+
+MOST_COMPARED = 20
 
 router = APIRouter(tags=["trainings"])
 
@@ -39,13 +46,27 @@ class TrainingSettings(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
-class NewTraining(BaseModel):
-    """What to train on what; `version` is the newest by default."""
+class ModelVersion(BaseModel):
+    """A model to train; `version` is the newest by default."""
 
     model: Name
     version: int | None = Field(default=None, ge=1, lt=2**31)
+
+
+class NewTraining(BaseModel):
+    """What to train on what: one `model` (and `version`), or several `models`, each by a job of its own."""
+
+    model: Name | None = None
+    version: int | None = Field(default=None, ge=1, lt=2**31)
+    models: list[ModelVersion] = Field(default=[], max_length=MOST_COMPARED)
     stream_id: Name
     settings: TrainingSettings = TrainingSettings()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.model is None) != bool(self.models) or (self.models and self.version is not None):
+            raise ValueError("give either a model, and a version if it is not to be the newest, or models")
+        return self
 
 
 class TrainingView(JobView):
@@ -58,34 +79,57 @@ class TrainingView(JobView):
     metrics: list[dict[str, Any]]
     sha256: str | None
     """Of the trained model, once it is done."""
+    comparison: str | None
+    """The same for all trainings that one request began."""
+
+
+class ComparisonView(BaseModel):
+    """Several models in training on one stream, in the order in which they were named."""
+
+    comparison: str
+    trainings: list[TrainingView]
 
 
 @router.post("/trainings", status_code=202)
-def start_training(service: ServiceDep, new: NewTraining) -> TrainingView:
-    """Start a training. 404: no such model or stream; 409: parts of the stream are missing; 410: Kafka no
-    longer holds a slice of it."""
-    model = find_model(service, new.model, new.version)
+def start_training(service: ServiceDep, new: NewTraining) -> TrainingView | ComparisonView:
+    """Start a training, or one for each of several models. 404: no such model or stream; 409: parts of the stream are
+    missing; 410: Kafka no longer holds a slice of it. Then nothing was started."""
+    wanted = new.models or [ModelVersion(model=str(new.model), version=new.version)]
+    models = [find_model(service, one.model, one.version) for one in wanted]
     stream = find_stream(service, new.stream_id)
     require_parts(stream)
     announcement = stream["announcement"]
     require_whole(service, new.stream_id, announcement)
-    job, files = job_model(service, model)
-    settings = new.settings.model_dump()
-    spec = {"model": job, "stream": announcement, "settings": settings}
+    comparison = f"comparison-{secrets.token_hex(6)}" if new.models else None
+    jobs = [_job(service, model, new, announcement, comparison) for model in models]
+    started = [get_training(service, one) for one in service.runner.begin("training", jobs)]
+    return ComparisonView(comparison=comparison, trainings=started) if comparison else started[0]
+
+
+def _job(
+    service: Service,
+    model: dict[str, Any],
+    new: NewTraining,
+    announcement: dict[str, Any],
+    comparison: str | None,
+) -> Job:
+    of_model, files = job_model(service, model)
+    settings = new.settings.model_dump(mode="json")
 
     def record(connection: Connection, job_id: str) -> None:
         row = {
             "id": job_id,
-            "model": new.model,
+            "model": model["model"],
             "version": model["version"],
             "stream_id": new.stream_id,
             "announcement": announcement,
             "settings": settings,
+            "comparison": comparison,
         }
         connection.execute(insert(trainings).values(row))
 
-    (started,) = service.runner.begin("training", [Job(spec, files, record, wish_for(service, announcement))])
-    return get_training(service, started)
+    spec = {"model": of_model, "stream": announcement, "settings": settings}
+    return Job(spec, files, record, wish_for(service, announcement))
 
 
 def go_on(service: Service, job_id: str) -> str:
@@ -107,9 +151,16 @@ def keep_training(service: Service, job_id: str, folder: Path, _result: dict[str
 
 
 @router.get("/trainings")
-def list_trainings(service: ServiceDep) -> list[TrainingView]:
-    """The newest 1000 trainings, newest first."""
-    return [TrainingView(**row) for row in job_views.every(service, trainings)]
+def list_trainings(service: ServiceDep, comparison: str | None = None) -> list[TrainingView]:
+    """The newest 1000 trainings, or those of one comparison, newest first; without their confusion matrices."""
+    where = [] if comparison is None else [trainings.c.comparison == comparison]
+    return [TrainingView(**_brief(row)) for row in job_views.every(service, trainings, *where)]
+
+
+def _brief(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without its confusion matrices, which are large."""
+    result = {name: value for name, value in (row["result"] or {}).items() if name != "confusion"}
+    return {**row, "result": result or None}
 
 
 @router.get("/trainings/{training_id}")

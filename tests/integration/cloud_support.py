@@ -50,8 +50,9 @@ elif job["kind"] == "training":
         say("metrics", epoch=epoch, epochs=job["settings"]["epochs"], metrics={"final": {"accuracy": 0.9}})
     while "slow" in source:
         time.sleep(0.1)
-    (folder / "model.keras").write_text("trained " + source)
-    say("done", result={"metrics": {"final": {"accuracy": 0.9}}, "records": 1, "seconds": 0.1})
+    (folder / "model.keras").write_text("broken" if "spoilt" in source else "trained " + source)
+    told = {"metrics": {"final": {"accuracy": 0.9}}, "confusion": {"final": {"matrix": [[1]]}}}
+    say("done", result={**told, "records": 1, "seconds": 0.1})
 else:
     sys.path.insert(0, BUNDLE_MAKER)
     from bundle_maker import make_bundle

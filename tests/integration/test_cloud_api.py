@@ -142,6 +142,8 @@ def test_from_a_model_to_a_rollout(cloud: Running, unique: str, tmp_path: Path) 
     done = client.wait_for_training(training["id"], seen.append)
     assert [entry["epoch"] for entry in done["metrics"]] == [1, 2, 3]
     assert done["result"]["metrics"] == {"final": {"accuracy": 0.9}}
+    assert done["result"]["confusion"] == {"final": {"matrix": [[1]]}}
+    assert "confusion" not in client.trainings()[0]["result"], "of many it would be too much"
     assert client.trained_model(training["id"]) == b"trained good"
     assert done["sha256"] == sha256(b"trained good")
 
@@ -235,6 +237,86 @@ def test_a_training_needs_a_model_and_a_stream_that_is_still_there(cloud: Runnin
     unknown = {"model": "m", "stream_id": stream, "settings": {"epoch": 3}}
     assert "settings.epoch" in cloud.problem(cloud.post("/v1/trainings", unknown), 422)
     assert rows(cloud, jobs) == 0
+
+
+def test_several_models_are_compared_on_one_stream(
+    cloud: Running, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = data_stream(cloud, f"data-{unique}")
+    for source in ("one", "two"):
+        cloud.client.add_model("a", source)
+    cloud.client.add_model("b", "good")
+    started = cloud.client.compare(["a", ("a", 1), "b"], stream, epochs=2, batch=16)
+    cloud.client.wait_for_training(cloud.client.train("a", stream)["id"])
+    ended = cloud.client.wait_for_comparison(started)
+    assert [(one["model"], one["version"], one["state"]) for one in ended] == [
+        ("a", 2, "done"), ("a", 1, "done"), ("b", 1, "done"),
+    ]  # fmt: skip
+    assert {one["comparison"] for one in ended} == {started["comparison"]}
+    assert all(one["settings"]["batch"] == 16 and len(one["metrics"]) == 2 for one in ended)
+    assert cloud.client.trained_model(ended[1]["id"]) == b"trained one"
+    assert [one["comparison"] for one in cloud.client.trainings()].count(None) == 1
+    assert cloud.client.trainings("comparison-0") == []
+
+    before = rows(cloud, jobs)
+    named = [{"model": "a"}, {"model": "nothing"}]
+    assert "'nothing'" in cloud.problem(cloud.post("/v1/trainings", {"models": named, "stream_id": stream}), 404)
+    for odd in ({"model": "a", "models": named}, {}, {"models": named, "version": 1}):
+        detail = cloud.problem(cloud.post("/v1/trainings", {**odd, "stream_id": stream}), 422)
+        assert "either a model" in detail
+    assert rows(cloud, jobs) == before
+
+    shown = daily_command(cloud, monkeypatch, daily.train, "a", "b", "--stream", stream, "--epochs", "1")
+    assert "a 2" in shown and "b 1" in shown and "comparison-" in shown
+    told = json.loads(daily_command(cloud, monkeypatch, daily.train, "a", "b", "--stream", stream, "--json"))
+    assert [one["state"] for one in told["trainings"]] == ["done", "done"]
+    with pytest.raises(PermanentError, match="are for one model"):
+        daily_command(cloud, monkeypatch, daily.train, "a", "b", "--stream", stream, "--cut")
+
+
+def test_what_was_trained_is_trained_on(cloud: Running, unique: str) -> None:
+    stream = data_stream(cloud, f"data-{unique}")
+    cloud.client.add_model("digits", "good")
+    first = cloud.client.wait_for_training(cloud.client.train("digits", stream)["id"])
+    added = cloud.client.add_version("digits", first["id"])
+    assert (added["version"], added["kind"], added["training"]) == (2, "keras", first["id"])
+    assert added["sha256"] == first["sha256"]
+    again = cloud.post("/v1/models/digits/versions", {"training": first["id"]})
+    assert (again.status_code, again.json()) == (200, added)
+    assert cloud.client.add_version("numbers", first["id"])["version"] == 1
+    second = cloud.client.wait_for_training(cloud.client.train("digits", stream)["id"])
+    assert second["version"] == 2
+    assert cloud.client.trained_model(second["id"]) == b"trained trained good"
+    assert [model["training"] for model in cloud.http.get("/v1/models/digits").json()] == [first["id"], None]
+
+    def make(training: str, name: str = "digits") -> httpx.Response:
+        return cloud.post(f"/v1/models/{name}/versions", {"training": training})
+
+    assert "'training-0'" in cloud.problem(make("training-0"), 404)
+    assert "name" in cloud.problem(make(first["id"], "No Name"), 422)
+    cloud.client.add_model("slow", "slow")
+    slow = cloud.client.train("slow", stream)["id"]
+    assert "is not done" in cloud.problem(make(slow), 409)
+    cloud.client.cancel_training(slow)
+    cloud.client.add_model("odd", "spoilt")
+    spoilt = cloud.client.wait_for_training(cloud.client.train("odd", stream)["id"])["id"]
+    assert "NameError" in cloud.problem(make(spoilt, "odd"), 422)
+    assert cloud.client.trained_model(spoilt) == b"broken", "what a training made stays its own"
+
+
+def test_a_training_goes_on_with_the_next_service(embedded: EmbeddedKafka, unique: str, tmp_path: Path) -> None:
+    settings = CloudSettings(data=tmp_path / "data", port=0, kafka=KafkaCluster(bootstrap=embedded.bootstrap))
+    with running(settings, tmp_path) as cloud:
+        stream = data_stream(cloud, f"data-{unique}")
+        cloud.client.add_model("m", "slow")
+        training = cloud.client.train("m", stream, epochs=2)["id"]
+    with running(settings, tmp_path) as cloud:
+        assert cloud.client.training(training)["state"] in ("queued", "running")
+        cloud.client.cancel_training(training)
+        with pytest.raises(PermanentError, match="cancelled"):
+            cloud.client.wait_for_training(training)
+    with running(settings, tmp_path) as cloud:
+        assert cloud.client.training(training)["state"] == "cancelled"
 
 
 def test_a_stream_of_several_producers_is_whole_when_all_parts_are_there(cloud: Running, unique: str) -> None:
