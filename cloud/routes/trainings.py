@@ -6,14 +6,13 @@ Several models in one request are a comparison: the same stream, the same settin
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from cloud.artifacts import open_output
 from cloud.database import reading
@@ -157,7 +156,7 @@ def list_trainings(service: ServiceDep, comparison: str | None = None) -> list[T
     return [TrainingView(**_brief(row)) for row in job_views.every(service, trainings, *where)]
 
 
-def _brief(row: Mapping[str, Any]) -> dict[str, Any]:
+def _brief(row: RowMapping) -> dict[str, Any]:
     """A row without its confusion matrices, which are large."""
     result = {name: value for name, value in (row["result"] or {}).items() if name != "confusion"}
     return {**row, "result": result or None}
