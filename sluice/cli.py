@@ -26,6 +26,7 @@ EXTRA_OF = {
     "sluice.stage": "stage",
     "sluice.dev": "demo",
     "sluice.daily": "client",
+    "sluice.harvest": "client",
     "sluice.streams": "client",
     "sluice.letters": "client",
 }

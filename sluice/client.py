@@ -14,8 +14,9 @@ from typing import Any
 
 from sluice.doors.http import HttpDoor
 from sluice.wire.answers import Question, unpack
-from sluice.wire.bundle import MANIFEST, open_bundle
+from sluice.wire.bundle import MANIFEST, check_manifest, open_bundle
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.manifest import MAX_MANIFEST_BYTES, Manifest
 from sluice.wire.messages import Prediction
 from sluice.wire.state import Announcement
 
@@ -149,6 +150,11 @@ class Client:
         """The newest bundles."""
         return self._list("/v1/bundles")
 
+    def manifest(self, digest: str) -> Manifest:
+        """The manifest of a bundle, checked against its digest."""
+        data = self._door.get_bytes(f"/v1/bundles/{digest}/manifest", MAX_MANIFEST_BYTES)
+        return check_manifest(data, None, digest, None)
+
     def upload_bundle(self, folder: Path) -> Json:
         """Bring a bundle that was made offline; the service signs it."""
         bundle = open_bundle(folder)
@@ -264,6 +270,15 @@ class Client:
         """Say what samples really were (`sluice.wire.labels.Label`); 1000 at a time. The same again changes nothing."""
         for i in range(0, len(labels), LABELS_AT_ONCE):
             self._json("POST", "/v1/labels", {"labels": list(labels[i : i + LABELS_AT_ONCE])})
+
+    def every_label(self, **filters: Any) -> Iterator[Json]:
+        """All answered samples that have a label, in the order of arrival; `filters`: device, model, since."""
+        after = 0
+        while page := self._json("GET", "/v1/labels", params=_given(filters | {"after": after, "limit": 1000}))[
+            "labels"
+        ]:
+            yield from page
+            after = page[-1]["id"]
 
     def accuracy(self, **filters: Any) -> list[Json]:
         """How many answers were right, by time, model, bundle, tier and exit, as far as labels tell.

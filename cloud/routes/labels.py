@@ -6,15 +6,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, Table
+from sqlalchemy import ColumnElement, Table, select
 from starlette.exceptions import HTTPException
 
 from cloud.bundles import read_manifest
 from cloud.database import reading
-from cloud.routes.predictions import Filter
+from cloud.routes.predictions import Filter, Page
 from cloud.service import Service, ServiceDep
 from cloud.tables import now_us, predictions
-from cloud.watch.accuracy import count_right
+from cloud.watch.accuracy import count_right, number_of
+from cloud.watch.labelled import labelled
 from cloud.watch.shares import share_of
 from sluice.doors.kafka import KafkaWriter
 from sluice.wire import names
@@ -96,6 +97,50 @@ def add_labels(service: ServiceDep, told: Labels) -> Written:
     writer = KafkaWriter("cloud-labels", service.settings.kafka)
     writer.write_all(names.LABELS, pairs, service.settings.kafka_timeout_s)
     return Written(written=len(pairs))
+
+
+class LabelView(BaseModel):
+    """An answered sample and what it really was: `told` is the class as its bundle numbers it, None: it has none such.
+
+    `id` is that of the prediction, `label` the answer; `right` is None where `told` is.
+    """
+
+    id: int
+    device_id: str
+    epoch: str
+    seq: int
+    source_id: str | None
+    model: str
+    bundle: str
+    label: int
+    told: int | None
+    right: bool | None
+
+
+class LabelsView(BaseModel):
+    """A page; `next` is the `after` of the next one."""
+
+    labels: list[LabelView]
+    next: int
+
+
+@router.get("/labels")
+def list_labels(service: ServiceDep, page: Annotated[Page, Query()]) -> LabelsView:
+    """Answered samples that have a label, in the order of arrival of their answers, a page at a time."""
+    p, found = predictions.c, labelled()
+    told = found.c
+    shown = (p.id, p.device_id, p.epoch, p.seq, p.source_id, p.model, p.bundle, p.label)
+    wanted = select(*shown, told.told.label("number"), told.name).join(found, told.id == p.id)
+    wanted = wanted.where(*page.conditions(), p.id > page.after).limit(page.limit)
+    with reading(service.engine) as connection:
+        order = p.id.desc() if page.newest else p.id
+        rows = [dict(row) for row in connection.execute(wanted.order_by(order)).mappings()]
+    classes = {bundle: classes_of(service, bundle) for bundle in {row["bundle"] for row in rows}}
+    views = []
+    for row in rows:
+        number = number_of(row.pop("number"), row.pop("name"), classes[row["bundle"]])
+        views.append(LabelView(**row, told=number, right=None if number is None else number == row["label"]))
+    return LabelsView(labels=views, next=max((view.id for view in views), default=page.after))
 
 
 @router.get("/accuracy")

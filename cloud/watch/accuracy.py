@@ -71,12 +71,14 @@ def count_right(
     return found
 
 
+def number_of(number: int, name: str, classes: Sequence[str] | None) -> int | None:
+    """The class that was told, by number (-1: by `name`); None if the bundle's `classes` do not have it."""
+    if name:
+        return classes.index(name) if classes is not None and name in classes else None
+    return number if classes is None or number < len(classes) else None
+
+
 def is_right(answer: int, number: int, name: str, classes: Sequence[str] | None) -> bool | None:
     """Whether the class `answer` is what was told; None if the bundle's `classes` do not have what was told."""
-    if name:
-        if classes is None or name not in classes:
-            return None
-        number = classes.index(name)
-    elif classes is not None and number >= len(classes):
-        return None
-    return answer == number
+    told = number_of(number, name, classes)
+    return None if told is None else answer == told

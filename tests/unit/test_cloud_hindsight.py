@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from cloud import tokens
 from cloud.app import create_app
 from cloud.bundles import store_bundle
 from cloud.database import writing
+from cloud.projection import Rows
 from cloud.service import Service, open_service
 from cloud.settings import CloudSettings
 from cloud.tables import audits, labels, predictions
 from cloud.watch.betting import audits_needed
 from cloud.watch.watcher import Watcher
 from sluice.daily import _in_words
-from sluice.doors.kafka import KafkaCluster
+from sluice.doors.kafka import KafkaCluster, KafkaReader
+from sluice.doors.kafka_topics import EmbeddedKafka
+from sluice.wire import names
 from tests.unit.test_cloud_accuracy import ANSWERS, EPOCH, GONE, HOUR, KNOWN, LABELS
 
 NOWHERE = "127.0.0.1:1"
@@ -62,6 +66,32 @@ def http(service: Service) -> Http:
     return Http(create_app(service), token)
 
 
+def test_labels_are_written_to_their_topic(tmp_path: Path) -> None:
+    server = EmbeddedKafka()
+    cluster = KafkaCluster(bootstrap=server.bootstrap)
+    opened = open_service(CloudSettings(data=tmp_path, kafka=cluster), threading.Event())
+    assert opened is not None
+    told: list[dict[str, Any]] = [
+        {"device_id": "pi-1", "source_id": "a", "label": "yes", "told_at": 7},
+        {"device_id": "pi-2", "epoch": EPOCH, "seq": 3, "label": 1},
+    ]
+    with writing(opened.engine) as connection:
+        _number, token = tokens.create(connection, "admin", "test")
+    answer = Http(create_app(opened), token)("POST", "/v1/labels", json={"labels": told})
+    opened.engine.dispose()
+    assert (answer.status_code, answer.json()) == (202, {"written": 2})
+    reader = KafkaReader("test", cluster, "test")
+    reader.assign_all(names.LABELS)
+    rows = Rows()
+    deadline = time.monotonic() + 20
+    while len(rows.labels) < 2 and time.monotonic() < deadline:
+        for record in reader.read(10, 0.2):
+            rows.take(record)
+    reader.close()
+    found = sorted((row["device_id"], row["source_id"], row["seq"], row["label"], row["name"]) for row in rows.labels)
+    assert found == [("pi-1", "a", -1, -1, "yes"), ("pi-2", "", 3, 1, "")]
+
+
 def test_accuracy_stands_with_its_interval(service: Service, http: Http) -> None:
     assert http("GET", "/v1/accuracy").json() == []
     with writing(service.engine) as connection:
@@ -81,6 +111,24 @@ def test_accuracy_stands_with_its_interval(service: Service, http: Http) -> None
     assert [(row["begin"], row["samples"], row["share"]) for row in hourly] == [(0, 1, 1.0), (HOUR, 1, None)]
     assert http("GET", "/v1/accuracy", params={"until": 1, "tier": "fog"}).json() == []
     assert http("GET", "/v1/accuracy", params={"every_s": 1}).status_code == 422
+
+
+def test_labelled_samples_by_page(service: Service, http: Http) -> None:
+    with writing(service.engine) as connection:
+        connection.execute(insert(predictions), ANSWERS)
+        connection.execute(insert(labels), LABELS)
+    first = http("GET", "/v1/labels", params={"limit": 4}).json()
+    second = http("GET", "/v1/labels", params={"after": first["next"]}).json()
+    rows = first["labels"] + second["labels"]
+    assert [(row["seq"], row["label"], row["told"], row["right"]) for row in rows] == [
+        (0, 0, 0, True),
+        (1, 1, None, None),  # told by name, and the registry does not have the bundle
+        (3, 0, None, None),
+        (4, 1, 2, False),
+        (5, 0, None, None),
+        (6, 1, 1, True),
+    ]
+    assert http("GET", "/v1/labels", params={"after": second["next"]}).json() == {"labels": [], "next": second["next"]}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +265,7 @@ def test_a_promise_that_is_broken_is_told_once(service: Service, http: Http, cap
 def test_the_same_disagreement_is_no_harm_if_few_answers_are_early(service: Service, http: Http) -> None:
     """One in ten early answers, and one early answer in twenty: half a per cent of the samples."""
     digest = a_bundle(service)
-    live(service, digest, [i % 10 == 9 for i in range(100)], final=19 * 10_000)  # 19 of 20 go up
+    live(service, digest, [i % 10 == 9 for i in range(50)], final=19 * 5000)  # 19 of 20 go up
     assert the_certificate(http, digest)["state"] != "does not hold"
 
 
