@@ -203,7 +203,7 @@ def harvest(
         sample, label = found
         if sender is None:
             assert picker.first is not None
-            kind = {"shape": sample.shape, "dtype": sample.dtype.name, "labels": picker.first.labels}
+            kind: dict[str, Any] = {"shape": sample.shape, "dtype": sample.dtype.name, "labels": picker.first.labels}
             sender = Sender(cluster, topic, stream_id=stream_id, **kind, **settings)
         sender.send(sample, label)
     if sender is None:
