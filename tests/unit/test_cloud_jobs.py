@@ -147,6 +147,51 @@ def test_a_job_has_nothing_of_the_service(bench: Bench, monkeypatch: pytest.Monk
     }  # fmt: skip
 
 
+def test_a_job_sees_nothing_of_the_process_that_reads_kafka_for_it(bench: Bench) -> None:
+    """It is of the same user and started by the same process, and it knows how to reach Kafka."""
+    program = bench.program(
+        """
+        def feed():
+            for entry in pathlib.Path("/proc").glob("[0-9]*"):
+                try:
+                    if b"sluice.streams.feed" in (entry / "cmdline").read_bytes():
+                        if f"PPid:\\t{os.getppid()}\\n" in (entry / "status").read_text():
+                            return entry
+                except OSError:
+                    continue
+        def attempt(what):
+            try:
+                what()
+            except PermissionError:
+                return "refused"
+            return "allowed"
+        while feed() is None:
+            time.sleep(0.05)
+        found = feed()
+        say("done", result={
+            "arguments": (found / "cmdline").read_text().split("\\0")[1:-2],
+            "environ": attempt(lambda: open(found / "environ").read()),
+            "memory": attempt(lambda: open(found / "mem", "rb")),
+            "input": attempt(lambda: os.open(found / "fd" / "0", os.O_RDONLY)),
+            "kill": attempt(lambda: os.kill(int(found.name), 0)),
+        })
+        """
+    )
+    stream = {"stream_id": "s", "slices": ["t:0:0:1"], "format": "raw", "config": {}, "count": 1}
+    stream |= {"validation_rate": 0, "deployment": None}
+    wish = json.dumps({"kafka": {"bootstrap": "127.0.0.1:1", "options": {"sasl.password": "secret"}}, "stream": stream})
+    report = run_job(program, bench.job, bench.data, LIMITS, threading.Event(), lambda _event: None, wish)
+    if "no Landlock" in (bench.job / "log.txt").read_text():
+        pytest.skip("NOT RUN: this kernel has no Landlock, so jobs are not shut in")
+    assert report.state == "done", report.reason
+    kill = report.result.pop("kill")
+    if KERNEL >= (6, 12):
+        assert kill == "refused"
+    assert report.result == {
+        "arguments": ["-P", "-m", "sluice.streams.feed"], "environ": "refused", "memory": "refused", "input": "refused",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("body", "limits", "reason"),
     [
