@@ -83,7 +83,7 @@ class Client:
                 time.sleep(POLL_S)
 
     def train(self, model: str, stream_id: str, version: int | None = None, **settings: Any) -> Json:
-        """Start a training; `settings`: epochs, batch, learning_rate, exit_weights, seed."""
+        """Start a training; `settings` as `sluice.wire.training.TrainingSettings` has them, checked by the service."""
         body = {"model": model, "version": version, "stream_id": stream_id, "settings": settings}
         return self._json("POST", "/v1/trainings", body)
 

@@ -104,8 +104,15 @@ def train(
         Path | None, typer.Option(help="Hand this in first: Python source (.py) or a .keras file.", exists=True)
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Batches in all, instead of epochs.")] = None,
     batch: Annotated[int | None, typer.Option(min=1)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adam, adamw, sgd or rmsprop.")] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs in which the final exit got no better.")
+    ] = None,
+    balanced: Annotated[bool, typer.Option(help="All classes count alike, however rare.")] = False,
+    bad_most: Annotated[int | None, typer.Option(min=0, help="So many bad records are left out.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     cut: Annotated[
         bool | None, typer.Option("--cut/--no-cut", help="Cut the trained model into a bundle. Default: if it is one.")
@@ -134,8 +141,13 @@ def train(
         )
     given: dict[str, Any] = {
         "epochs": epochs,
+        "steps": steps,
         "batch": batch,
+        "optimizer": optimizer,
         "learning_rate": learning_rate,
+        "early_stopping": {"patience": patience} if patience else None,
+        "class_weights": "balanced" if balanced else None,
+        "bad_most": bad_most,
         "seed": seed,
     }
     settings = {name: value for name, value in given.items() if value is not None}

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from cloud.artifacts import open_output
@@ -24,25 +24,15 @@ from cloud.routes.models import find_model, job_model
 from cloud.routes.streams import find_stream, require_parts, require_whole, wish_for
 from cloud.service import Service, ServiceDep
 from cloud.settings import MB
-from cloud.tables import trainings
+from cloud.tables import model_versions, trainings
 from sluice.wire.names import Name
+from sluice.wire.training import TrainingSettings
+
+MOST_COMPARED = 20
 
 MOST_COMPARED = 20
 
 router = APIRouter(tags=["trainings"])
-
-
-class TrainingSettings(BaseModel):
-    """How to train."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    epochs: int = Field(default=30, ge=1, le=10_000)
-    batch: int = Field(default=32, ge=1, le=65_536)
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
-    exit_weights: dict[str, float] = {}
-    """Weight of an exit's loss in the sum; 1 if not named."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class ModelVersion(BaseModel):
@@ -69,7 +59,12 @@ class NewTraining(BaseModel):
 
 
 class TrainingView(JobView):
-    """A training. `metrics` has one entry an epoch: `epoch`, `epochs`, `metrics` by exit."""
+    """A training. `metrics` has one entry an epoch: `epoch`, `epochs`, `metrics` by exit.
+
+    `result`, once it is done: `metrics` of the model that is kept, by exit; `confusion` on the validation part, by
+    exit: `matrix` (rows: true label), `precision` and `recall` by class; `epoch` of the model that is kept; `records`,
+    `bad` (left out), `first_bad`, `seconds`.
+    """
 
     model: str
     version: int
@@ -112,7 +107,7 @@ def _job(
     announcement: dict[str, Any],
     comparison: str | None,
 ) -> Job:
-    of_model, files = job_model(service, model)
+    spec, files = job_model(service, model)
     settings = new.settings.model_dump(mode="json")
 
     def record(connection: Connection, job_id: str) -> None:
@@ -127,15 +122,18 @@ def _job(
         }
         connection.execute(insert(trainings).values(row))
 
-    spec = {"model": of_model, "stream": announcement, "settings": settings}
-    return Job(spec, files, record, wish_for(service, announcement))
+    wish = wish_for(service, announcement, new.settings.bad_most, model["check"].get("classes"))
+    return Job({"model": spec, "stream": announcement, "settings": settings}, files, record, wish)
 
 
 def go_on(service: Service, job_id: str) -> str:
     """The stream of a training that goes on after a restart (an `Again`, see `cloud.jobs`)."""
     with reading(service.engine) as connection:
-        announcement = connection.execute(select(trainings.c.announcement).where(trainings.c.id == job_id)).scalar_one()
-    return wish_for(service, announcement)
+        training = connection.execute(select(trainings).where(trainings.c.id == job_id)).mappings().one()
+        this = (model_versions.c.model == training["model"]) & (model_versions.c.version == training["version"])
+        check = connection.execute(select(model_versions.c.check).where(this)).scalar_one()
+    bad_most = training["settings"].get("bad_most", 0)
+    return wish_for(service, training["announcement"], bad_most, check.get("classes"))
 
 
 def keep_training(service: Service, job_id: str, folder: Path, _result: dict[str, Any]) -> Any:

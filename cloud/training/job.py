@@ -1,8 +1,8 @@
-"""Training as a job: the stream from Kafka, all exits trained together, metrics as they come, a `.keras` file.
+"""Training as a job: the stream as it is fed, all exits trained together, metrics as they come, a `.keras` file.
 
-The sum of the exits' losses is what is minimised, as in BranchyNet (Teerapittayanon et al., arXiv 1709.01686): the
-early layers learn to serve the early exits and the later ones at once. The validation part of the stream is only ever
-looked at: it decides nothing here, so that the partitioner may certify on it.
+The validation part of the stream is only ever looked at: it decides nothing here, so that the partitioner may certify
+on it. Early stopping asks samples that are set aside from the training part. A job that is run again in its folder goes
+on from the checkpoint there, and tells the metrics of all epochs once more, so that they stand once.
 """
 
 from __future__ import annotations
@@ -13,37 +13,21 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from cloud.training.fit import Data, fit
+from cloud.training.fit import fit
+from cloud.training.parts import parts_of
 from partitioner.anatomy.exits import Anatomy, anatomy
 from partitioner.anatomy.models import load_model
 from partitioner.events import Events, read_job
 from sluice.streams.fed import Fed
-from sluice.streams.reader import split_stream
-from sluice.streams.samples import Array, Labels
+from sluice.streams.samples import NONE, Array, Labels
 from sluice.wire.errors import PermanentError
 from sluice.wire.state import Announcement
+from sluice.wire.training import TrainingSettings
 
 MODEL = "model.keras"
 """The trained model in the job's folder."""
-
-
-class TrainingSettings(BaseModel):
-    """How to train."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    epochs: int = Field(default=30, ge=1, le=100_000)
-    """Times that every sample is seen."""
-    batch: int = Field(default=32, ge=1)
-    """Samples in one step."""
-    learning_rate: float = Field(default=0.001, gt=0, allow_inf_nan=False)
-    """Step size of Adam."""
-    exit_weights: dict[str, float] = {}
-    """Weight of an exit's loss in the sum; 1 if not named."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Order of the samples, dropout, and what of the weights the model's source leaves to chance."""
 
 
 class TrainingJob(BaseModel):
@@ -60,7 +44,8 @@ class TrainingJob(BaseModel):
 def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]:
     """Do the training in `folder`, on the stream that comes through `descriptor`.
 
-    Returns the last metrics by exit, records and seconds.
+    Returns, of the model that is kept: metrics and confusion by exit, its epoch; and records, `bad` ones that were left
+    out and the first of them, seconds (of the last run, if the job was killed).
     """
     begun = time.monotonic()
     job = read_job(folder, TypeAdapter(TrainingJob))
@@ -69,31 +54,35 @@ def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]
     found = anatomy(model, task="classification")
     events.progress("reading the stream", 0, job.stream.count)
     assert descriptor is not None
-    x, y = Fed(descriptor).load(
-        job.stream, folder, lambda done, total: events.progress("reading the stream", done, total)
-    )
-    x, y = check_data(found, x, y, job.stream.stream_id)
-    train, held_out = split_stream(job.stream, y, len(x))
-    if not len(train):
-        raise PermanentError(f"stream {job.stream.stream_id!r} leaves nothing to train on")
-    metrics = fit(
+    fed = Fed(descriptor)
+    x, y = fed.load(job.stream, folder, lambda done, total: events.progress("reading the stream", done, total))
+    check_data(found, x, y, job.stream.stream_id)
+    labels = job.stream.config.get("labels")
+    outcome = fit(
         model,
         found,
-        Data(x[train], y[train]),
-        Data(x[held_out], y[held_out]),
-        epochs=job.settings.epochs,
-        batch=job.settings.batch,
-        learning_rate=job.settings.learning_rate,
-        weights={one.name: job.settings.exit_weights.get(one.name, 1.0) for one in found.exits},
-        seed=job.settings.seed,
-        report=lambda epoch, values: events.say("metrics", epoch=epoch, epochs=job.settings.epochs, metrics=values),
+        x,
+        y,
+        parts_of(job.stream, y, job.settings),
+        job.settings,
+        labels=[str(name) for name in labels] if isinstance(labels, list) else None,
+        folder=folder,
+        report=lambda epoch, epochs, values: events.say("metrics", epoch=epoch, epochs=epochs, metrics=values),
     )
     model.save(folder / MODEL)
-    return {"metrics": metrics, "records": len(x), "seconds": round(time.monotonic() - begun, 3)}
+    return {
+        "metrics": outcome.metrics,
+        "confusion": outcome.confusion,
+        "epoch": outcome.epoch,
+        "records": len(x),
+        "bad": fed.bad,
+        "first_bad": fed.first_bad,
+        "seconds": round(time.monotonic() - begun, 3),
+    }
 
 
-def check_data(found: Anatomy, x: Array, y: Labels | None, stream: str) -> tuple[Array, Labels]:
-    """`x` in the model's dtype, and `y`; `PermanentError` when stream and model do not fit one another."""
+def check_data(found: Anatomy, x: Array, y: Labels, stream: str) -> None:
+    """Raise `PermanentError` when stream and model do not fit one another."""
     if len(found.inputs) != 1:
         raise PermanentError(f"the model has {len(found.inputs)} inputs: a stream carries one tensor a sample")
     (key,) = found.inputs.values()
@@ -104,8 +93,8 @@ def check_data(found: Anatomy, x: Array, y: Labels | None, stream: str) -> tuple
         )
     if not np.can_cast(x.dtype, dtype, "same_kind"):
         raise PermanentError(f"stream {stream!r} has {x.dtype} samples, the model takes {dtype}")
-    if not (y >= 0).all():
-        raise PermanentError(f"stream {stream!r} has no labels: nothing can be learnt from it")
+    if bare := int((y == NONE).sum()):
+        none = "no labels" if bare == len(y) else f"{bare} of {len(y)} records without a label"
+        raise PermanentError(f"stream {stream!r} has {none}: nothing can be learnt from that")
     if y.max() >= found.classes:
         raise PermanentError(f"stream {stream!r} has label {y.max()}, the model tells {found.classes} classes apart")
-    return x.astype(dtype, copy=False), y

@@ -40,6 +40,8 @@ class Wish(BaseModel):
     """The stream, all of its slices."""
     bad_most: int = Field(default=0, ge=0)
     """Bad records that are left out, each to become a dead letter; one more ends it."""
+    classes: int | None = Field(default=None, ge=1)
+    """How many classes the job's model tells apart: a record with a label beyond them is bad."""
     batch: int = Field(default=BATCH, ge=1)
     """Most records in a batch."""
 
@@ -49,7 +51,7 @@ def serve(wish: Wish, out: IO[bytes]) -> None:
     writer = KafkaWriter("feed", wish.kafka) if wish.bad_most else None
     bad = BadRecords(wish.bad_most, letters_to(writer, "streams") if writer else None)
     try:
-        for batch in read_stream(wish.kafka, wish.stream, batch=wish.batch, bad=bad):
+        for batch in read_stream(wish.kafka, wish.stream, batch=wish.batch, bad=bad, classes=wish.classes):
             _write_batch(out, batch)
         if writer is not None and writer.flush(LETTERS_S):
             raise TemporaryError("Kafka does not take the dead letters of bad records")

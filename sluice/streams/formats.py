@@ -49,18 +49,23 @@ def format_named(name: str) -> Format:
 
 
 def decode(
-    name: str, records: Sequence[Encoded], config: StreamConfig, on_bad: OnBad | None = None
+    name: str,
+    records: Sequence[Encoded],
+    config: StreamConfig,
+    on_bad: OnBad | None = None,
+    classes: int | None = None,
 ) -> tuple[Array, Labels]:
     """(x (n, *shape) uint8 or float32, y (n,) int64, `NONE` where a record has no label) of some records.
 
     A record that is not whole, has another size than the config says, a label that is no class, or a value that float32
     cannot hold raises `BadRecord`; with `on_bad` that is called instead, and n is smaller than there are records.
+    `classes`: how many of them whoever asks can tell apart; a label beyond is no class for him.
     """
     kind = format_named(name)
     left = list(records)
     while left:
         try:
-            return _checked(kind, left, config)
+            return _checked(kind, left, config, classes)
         except BadRecord as error:
             if on_bad is None:
                 raise
@@ -69,7 +74,9 @@ def decode(
     return np.empty((0, *config.shape), np.uint8 if config.dtype == "uint8" else np.float32), np.empty(0, np.int64)
 
 
-def _checked(kind: Format, records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels]:
+def _checked(
+    kind: Format, records: Sequence[Encoded], config: StreamConfig, classes: int | None
+) -> tuple[Array, Labels]:
     x, y = kind.decode(records, config)
     if x.dtype != np.uint8:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -81,4 +88,7 @@ def _checked(kind: Format, records: Sequence[Encoded], config: StreamConfig) -> 
     if not known.all():
         worst = int(np.argmin(known))
         raise bad(records[worst], f"has label {y[worst]}, which is no class")
+    if classes is not None and len(y) and y.max() >= classes:
+        worst = int(np.argmax(y >= classes))
+        raise bad(records[worst], f"has label {y[worst]}, and the model tells {classes} classes apart")
     return x, y

@@ -68,6 +68,15 @@ def read_slices(
         reader.close()
 
 
+def _require(cluster: KafkaCluster, slices: Sequence[Slice]) -> None:
+    reader = KafkaReader("slices", cluster, "sluice-slices")
+    try:
+        for piece in slices:
+            check_slice(reader, piece)
+    finally:
+        reader.close()
+
+
 def check_slice(reader: KafkaReader, piece: Slice, timeout_s: float = STALLED_S) -> None:
     """Raise `PermanentError` if a part of the slice is no longer, or was never, in Kafka (open transactions count as
     not there)."""
@@ -112,8 +121,9 @@ def read_stream(
     *,
     batch: int = BATCH,
     bad: BadRecords | None = None,
+    classes: int | None = None,
 ) -> Iterator[Batch]:
-    """The samples of an announced stream, slice by slice, in the same order each time.
+    """The samples of an announced stream, slice by slice, in the same order each time; `classes` as in `decode`.
 
     Raises as `read_slices` and `sluice.streams.formats.decode`, but for records that `bad` bears; `PermanentError` too
     when there are fewer or more records than were announced.
@@ -122,11 +132,12 @@ def read_stream(
     slices = [parse_slice(text) for text in announcement.slices]
     done = 0
     for records in read_slices(cluster, slices, batch=batch):
-        x, y = decode(announcement.format, records, config, bad)
+        x, y = decode(announcement.format, records, config, bad, classes)
         done += len(records)
         last = records[-1]
         yield Batch(x, y, {(last.topic, last.partition): last.offset + 1})
     if done != announcement.count or not done:
+        _require(cluster, slices)  # what retention took while we read is what is missing
         raise PermanentError(
             f"stream {announcement.stream_id!r} has {done} records where {announcement.count} were announced"
         )

@@ -57,14 +57,14 @@ def dataset(
     order = tf.data.Dataset.from_tensor_slices(at)
     if shuffle_seed is not None and len(at):
         order = order.shuffle(len(at), seed=shuffle_seed, reshuffle_each_iteration=True)
-    values = _gatherer(x)
+    values = gatherer(x)
     if y is None:
         return order.batch(batch).map(values).prefetch(2)
     labels = tf.constant(y)
     return order.batch(batch).map(lambda these: (values(these), tf.gather(labels, these))).prefetch(2)
 
 
-def _gatherer(x: Array) -> Any:
+def gatherer(x: Array) -> Any:
     """Row numbers (b,) to samples (b, *shape): by TensorFlow from memory, by NumPy from a file."""
     if not isinstance(x, np.memmap):
         values = tf.constant(x)

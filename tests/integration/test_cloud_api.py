@@ -246,14 +246,14 @@ def test_several_models_are_compared_on_one_stream(
     for source in ("one", "two"):
         cloud.client.add_model("a", source)
     cloud.client.add_model("b", "good")
-    started = cloud.client.compare(["a", ("a", 1), "b"], stream, epochs=2, batch=16)
+    started = cloud.client.compare(["a", ("a", 1), "b"], stream, epochs=2, optimizer="sgd", momentum=0.9)
     cloud.client.wait_for_training(cloud.client.train("a", stream)["id"])
     ended = cloud.client.wait_for_comparison(started)
     assert [(one["model"], one["version"], one["state"]) for one in ended] == [
         ("a", 2, "done"), ("a", 1, "done"), ("b", 1, "done"),
     ]  # fmt: skip
     assert {one["comparison"] for one in ended} == {started["comparison"]}
-    assert all(one["settings"]["batch"] == 16 and len(one["metrics"]) == 2 for one in ended)
+    assert all(one["settings"]["optimizer"] == "sgd" and len(one["metrics"]) == 2 for one in ended)
     assert cloud.client.trained_model(ended[1]["id"]) == b"trained one"
     assert [one["comparison"] for one in cloud.client.trainings()].count(None) == 1
     assert cloud.client.trainings("comparison-0") == []
@@ -268,8 +268,12 @@ def test_several_models_are_compared_on_one_stream(
 
     shown = daily_command(cloud, monkeypatch, daily.train, "a", "b", "--stream", stream, "--epochs", "1")
     assert "a 2" in shown and "b 1" in shown and "comparison-" in shown
-    told = json.loads(daily_command(cloud, monkeypatch, daily.train, "a", "b", "--stream", stream, "--json"))
+    arguments = ["a", "b", "--stream", stream, "--json", "--patience", "3", "--balanced", "--bad-most", "4"]
+    told = json.loads(daily_command(cloud, monkeypatch, daily.train, *arguments))
     assert [one["state"] for one in told["trainings"]] == ["done", "done"]
+    (kept, _) = cloud.client.trainings(told["comparison"])
+    assert kept["settings"]["early_stopping"]["patience"] == 3
+    assert (kept["settings"]["class_weights"], kept["settings"]["bad_most"]) == ("balanced", 4)
     with pytest.raises(PermanentError, match="are for one model"):
         daily_command(cloud, monkeypatch, daily.train, "a", "b", "--stream", stream, "--cut")
 

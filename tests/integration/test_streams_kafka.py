@@ -5,7 +5,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 
 from sluice.doors.kafka import KafkaCluster
-from sluice.streams.reader import load_stream, read_slices
+from sluice.streams.reader import load_stream, read_slices, read_stream
 from sluice.streams.send import send_stream
 from sluice.wire.errors import PermanentError
 from sluice.wire.slices import parse_slice
@@ -43,6 +43,19 @@ def test_an_expired_slice_says_what_is_left(kafka: Kafka, unique: str) -> None:
     kafka.admin().delete_topics([unique])[unique].result(timeout=30)
     with pytest.raises(PermanentError, match=unique):
         load_stream(cluster, announcement)
+
+
+def test_a_slice_that_expires_while_it_is_read_says_what_is_left(kafka: Kafka, unique: str) -> None:
+    cluster = cluster_of(kafka)
+    announcement = send_stream(cluster, unique, X, Y, stream_id=unique, format="raw", partitions=2)
+    second = parse_slice(announcement.slices[1])
+    batches = read_stream(cluster, announcement, batch=10)
+    next(batches)
+    kept = second.end - 700
+    where = TopicPartition(unique, second.partition, kept)
+    kafka.admin().delete_records([where])[where].result(timeout=30)
+    with pytest.raises(PermanentError, match=f"{second} is no longer in Kafka: retention left 700 of {second.length}"):
+        list(batches)
 
 
 def test_a_topic_that_never_was(kafka: Kafka, unique: str) -> None:

@@ -17,6 +17,7 @@ from sluice.wire.codec import CODECS
 from sluice.wire.errors import PermanentError
 from sluice.wire.manifest import Manifest
 from sluice.wire.signing import load_or_make_key, public_text, sign
+from sluice.wire.training import TrainingSettings
 
 pytestmark = pytest.mark.tensorflow
 
@@ -45,23 +46,14 @@ def blobs(n: int, seed: int) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
-    from cloud.training.fit import Data, fit
+    from cloud.training.fit import fit
+    from cloud.training.parts import Parts
     from partitioner.anatomy.exits import anatomy
     from partitioner.anatomy.models import from_source
 
-    model = from_source(MODEL)
-    fit(
-        model,
-        anatomy(model),
-        Data(*blobs(400, 0)),
-        Data(*blobs(40, 1)),
-        epochs=8,
-        batch=32,
-        learning_rate=0.01,
-        weights=dict.fromkeys(("first", "second", "final"), 1.0),
-        seed=0,
-        report=lambda *_: None,
-    )
+    model, none = from_source(MODEL), np.arange(0)
+    settings = TrainingSettings(epochs=8, learning_rate=0.01)
+    fit(model, anatomy(model), *blobs(400, 0), Parts(np.arange(400), none, none), settings)
     return model
 
 

@@ -331,3 +331,15 @@ def test_bad_records_are_left_out_and_told() -> None:
     assert {error.record.offset for error in told} == {1, 2, 4}
     x, y = decode("csv", [rows[1]], parse_config({"shape": [2]}), told.append)
     assert x.shape == (0, 2) and y.shape == (0,)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_labels_that_a_model_does_not_tell_apart_are_bad(name: str) -> None:
+    records, config = encoded(name, np.zeros((4, 2), np.float32), np.array([0, 2, 1, 2]), LABELS)
+    for offset, record in enumerate(records):
+        record.offset = offset
+    told: list[BadRecord] = []
+    assert decode(name, records, parse_config(config), told.append, 2)[1].tolist() == [0, 1]
+    assert [error.record.offset for error in told] == [1, 3]
+    assert "has label 2, and the model tells 2 classes apart" in str(told[0])
+    assert decode(name, records, parse_config(config), classes=3)[1].tolist() == [0, 2, 1, 2]
