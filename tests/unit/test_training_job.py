@@ -264,6 +264,22 @@ def test_the_same_seed_trains_the_same_model() -> None:
     assert (first != other).any()
 
 
+def test_each_epoch_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloud.training import fit
+    from cloud.training.parts import shuffled
+
+    orders: dict[int, Any] = {}
+
+    def seen(rows: Any, seed: int, epoch: int) -> Any:
+        orders[epoch] = shuffled(rows, seed, epoch)
+        return orders[epoch]
+
+    monkeypatch.setattr(fit, "shuffled", seen)
+    fitted()
+    assert sorted(orders) == [1, 2, 3, 4]
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
 class Killed(BaseException):
     """What ends a run in the middle."""
 
