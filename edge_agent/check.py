@@ -9,7 +9,9 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge_agent.intake import check_schemas
 from edge_agent.running import read_kept
@@ -83,7 +85,7 @@ def _broker(settings: EdgeSettings, broker: MqttBroker, role: str) -> str:
 
 
 def _control_plane(settings: EdgeSettings) -> str:
-    door = HttpDoor(settings.cloud_url, settings.token, timeout_s=PATIENCE_S)
+    door = HttpDoor(settings.cloud_url, settings.token, settings.cloud_ca, PATIENCE_S)
     try:
         door.call("GET", f"/v1/devices/{settings.device_id}")
     finally:
@@ -96,8 +98,7 @@ def _bundle(settings: EdgeSettings) -> str:
     if not path.exists():
         return "none yet: a rollout brings one"
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1.0) as store:
-            row = store.execute("SELECT value FROM facts WHERE name = 'runs'").fetchone()
+        row = _runs(path)
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             return "not looked at: an agent is at work here"
@@ -115,3 +116,17 @@ def _bundle(settings: EdgeSettings) -> str:
             raise PermanentError(f"{name} {run.bundle[:12]}…: {error}") from error
     told = [f"{name} {run.bundle[:12]}… at {run.operating_point}" for name, run in runs.items()]
     return f"{', '.join(told)}: whole, golden samples pass"
+
+
+def _runs(path: Path) -> tuple[bytes] | None:
+    """The row of what runs. To read a log that an agent left behind SQLite makes an index of it, which goes again."""
+    index, log = path.with_name(path.name + "-shm"), path.with_name(path.name + "-wal")
+    had_index = index.exists()
+    how = "mode=ro" if log.exists() else "immutable=1"
+    try:
+        with closing(sqlite3.connect(f"file:{path}?{how}", uri=True, timeout=1.0)) as store:
+            row: tuple[bytes] | None = store.execute("SELECT value FROM facts WHERE name = 'runs'").fetchone()
+            return row
+    finally:
+        if not had_index:
+            index.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ class ControlPlane:
         """The door."""
         from sluice.doors.http import HttpDoor
 
-        return HttpDoor(self._settings.cloud_url, self._settings.token)
+        return HttpDoor(self._settings.cloud_url, self._settings.token, self._settings.cloud_ca)
 
     def close(self) -> None:
         """Close the connections, if there are any."""

@@ -36,6 +36,16 @@ class PredictionsUp(BaseModel):
     refresh_s: Seconds = Field(default=3600.0, gt=0)
     """changes: a label that stays the same is sent again after this time."""
 
+    @model_validator(mode="after")
+    def _of_this_mode(self) -> PredictionsUp:
+        for mode, names in (("batches", ("count", "size_bytes", "wait_s")), ("changes", ("refresh_s",))):
+            for name in names:
+                if name in self.model_fields_set and self.mode != mode:
+                    raise ValueError(
+                        f"{name} says nothing in mode {self.mode!r}: set mode to {mode!r}, or leave it out"
+                    )
+        return self
+
 
 class EdgeSettings(RoomSettings):
     """The agent on a device."""
@@ -62,6 +72,9 @@ class EdgeSettings(RoomSettings):
     """The control plane, which bundles are fetched from."""
     token: Token | None = None
     """The device's bearer token for it."""
+    cloud_ca: str | None = None
+    """File of the certificate authorities that the control plane's certificate is checked by, for one of your own;
+    unset: those that browsers trust."""
     public_keys: list[PublicKey] = Field(min_length=1, max_length=2)
     """Ed25519 public keys (base64) that this device trusts; nothing else is obeyed. Two, for rotation."""
     data: Path = Path("edge-data")
@@ -139,6 +152,8 @@ class EdgeSettings(RoomSettings):
             raise ValueError("commit_interval_s is over sample_ttl_s: samples would be over before they are sent")
         if "answer_timeout_s" in self.model_fields_set and self.answer_timeout_s > self.sample_ttl_s:
             raise ValueError("answer_timeout_s is over sample_ttl_s, at whose end a sample is answered anyway")
+        if self.outbox_age_s < self.sample_ttl_s:
+            raise ValueError("outbox_age_s is under sample_ttl_s: samples would be dropped while they may still go up")
         return self
 
     @model_validator(mode="after")

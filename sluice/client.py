@@ -32,10 +32,10 @@ ENDED = ("done", "failed", "cancelled")
 
 
 class Client:
-    """A client of the control plane at `url` with an admin `token`."""
+    """A client of the control plane at `url` with an admin `token`; `ca`: see `HttpDoor`."""
 
-    def __init__(self, url: str, token: str | None) -> None:
-        self._door = HttpDoor(url, token)
+    def __init__(self, url: str, token: str | None, ca: str | None = None) -> None:
+        self._door = HttpDoor(url, token, ca)
 
     def __enter__(self) -> Client:
         return self

@@ -14,3 +14,6 @@ class ClientSettings(RoomSettings):
     """Where the control plane is."""
     token: Token | None = None
     """An admin token (`sluice token create --role admin`)."""
+    cloud_ca: str | None = None
+    """File of the certificate authorities that the control plane's certificate is checked by, for one of your own;
+    unset: those that browsers trust."""

@@ -34,7 +34,7 @@ def _client(url: str | None, token: str | None) -> Client:
     from sluice.daemon.settings import load
 
     settings = load(ClientSettings, url=url, token=token)
-    return Client(settings.url, settings.token)
+    return Client(settings.url, settings.token, settings.cloud_ca)
 
 
 def _show(title: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

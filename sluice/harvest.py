@@ -68,7 +68,7 @@ def harvest(
     options = dict(option.partition("=")[::2] for option in kafka_option or [])
     settings = load(ClientSettings, url=url, token=token)
     with (
-        Client(settings.url, settings.token) as client,
+        Client(settings.url, settings.token, settings.cloud_ca) as client,
         Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar,
     ):
         task = bar.add_task("offloads", total=None)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
 from cloud.routes.bundles import Digest
 from cloud.service import Service, ServiceDep
-from cloud.watch.certificate import State
+from cloud.watch.certificate import Watched
 from cloud.watch.watcher import certificates_of, watched_bundles
 from sluice.wire.names import Name
 
 router = APIRouter(tags=["certificates"])
 
 
-class CertificateView(BaseModel):
+@dataclass(frozen=True, slots=True)
+class CertificateView(Watched):
     """The promise of one operating point, and what audits say of it; see `cloud.watch.certificate.Watched`.
 
     `does not hold` is wrong with a probability of at most `level`, however often one asks. `too few audits`: they say
@@ -24,22 +24,10 @@ class CertificateView(BaseModel):
     """
 
     bundle: str
-    operating_point: str
-    criterion: str
-    epsilon: float
-    level: float
-    state: State
-    since: int | None
-    audits: int
-    harmed: int
-    wealth: float
-    wealth_most: float
-    wealth_needed: float
-    audits_needed: int
 
 
 def _views(service: Service, digest: str) -> list[CertificateView]:
-    return [CertificateView(bundle=digest, **asdict(one)) for one in certificates_of(service, digest)]
+    return [CertificateView(**asdict(one), bundle=digest) for one in certificates_of(service, digest)]
 
 
 @router.get("/certificates")

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, delete, insert, select
 
 from cloud.bundles import read_manifest
@@ -30,13 +30,19 @@ router = APIRouter(tags=["rollouts"])
 State = Literal["pending", "done", "failed", "superseded"]
 
 
+class NewBounds(Bounds):
+    """Bounds as a person asks for them: a name that there is not is an error, not a bound of a newer version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class NewRollout(BaseModel):
     """Which bundle at which of its operating points, to which devices."""
 
     bundle: Sha256
     operating_point: Name = "default"
     devices: list[Name] | Literal["all"] = Field(min_length=1)
-    bounds: Bounds | None = None
+    bounds: NewBounds | None = None
     """What the run has to keep to, or the device goes back to the run before; none given: those of `Bounds()`."""
 
 

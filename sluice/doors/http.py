@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,22 @@ class RefusedError(PermanentError):
 
 
 class HttpDoor:
-    """A client of the control plane at `url` with a bearer `token`. Thread-safe, as httpx's client is."""
+    """A client of the control plane at `url` with a bearer `token`. Thread-safe, as httpx's client is.
 
-    def __init__(self, url: str, token: str | None, timeout_s: float = 30.0) -> None:
+    `ca`: a file of certificate authorities, one of which must have signed the control plane's certificate; None: those
+    that browsers trust. Raises `PermanentError` when one of the three cannot be used.
+    """
+
+    def __init__(self, url: str, token: str | None, ca: str | None = None, timeout_s: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+            trusted = ssl.create_default_context(cafile=ca) if ca is not None else True
+        except OSError as error:  # an SSLError is one, too
+            raise PermanentError(f"cloud_ca {ca}: {error.strerror or error}") from error
+        try:
+            self._client = httpx.Client(
+                base_url=url, headers=headers, timeout=timeout_s, trust_env=False, verify=trusted
+            )
         except (httpx.InvalidURL, UnicodeError) as error:
             raise PermanentError(f"control plane at {url}: its address or our token cannot be used: {error}") from error
         self.url = url

@@ -28,6 +28,9 @@ class StageSettings(RoomSettings):
     """The control plane, which bundles are fetched from."""
     token: Token | None = None
     """Bearer token for the control plane."""
+    cloud_ca: str | None = None
+    """File of the certificate authorities that the control plane's certificate is checked by, for one of your own;
+    unset: those that browsers trust."""
     public_keys: list[PublicKey] = Field(default=[], max_length=2)
     """Ed25519 public keys (base64) of which one must have signed a bundle; empty: the control plane is trusted."""
     data: Path = Path("stage-data")

@@ -55,7 +55,7 @@ class Worker:
         )
         kind = ExactlyOnce if settings.delivery == "exactly-once" else AtLeastOnce
         self.delivery: AtLeastOnce | ExactlyOnce = kind(settings, self.reader, self._rewound)
-        door = HttpDoor(settings.cloud_url, settings.token)
+        door = HttpDoor(settings.cloud_url, settings.token, settings.cloud_ca)
         self.shelf = Shelf(
             self.tier,
             door,

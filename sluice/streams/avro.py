@@ -80,7 +80,7 @@ def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Lab
 
 
 def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[bytes | None, bytes]:
-    """(key, value) of one sample (*shape) and its label, in the schema that `config_of` announces."""
+    """(key, value) of one sample (*shape) and its label, in the schema that `own` announces."""
     values: dict[str, object] = {config.x: to_bytes(sample, config)}
     if config.features:
         values = {
@@ -93,24 +93,16 @@ def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[byte
     return None, out.getvalue()
 
 
-def config_of(x: Array, labelled: bool, labels: Sequence[str], features: Sequence[Feature]) -> dict[str, object]:
-    """What to announce for samples like `x` (n, *shape): values as bytes or by feature, the label as a number."""
-    kind = "long" if x.dtype.kind in "iu" else "float" if x.dtype.itemsize <= 4 else "double"
+def own(dtype: np.dtype[Any], labelled: bool, features: Sequence[Feature]) -> dict[str, object]:
+    """What is announced for this format alone: the schema, with values as bytes or by feature, the label a number."""
+    kind = "long" if dtype.kind in "iu" else "float" if dtype.itemsize <= 4 else "double"
     fields: list[dict[str, Any]] = [
         {"name": feature.name, "type": "string" if feature.categories else kind} for feature in features
     ]
     fields = fields or [{"name": "x", "type": "bytes"}]
     if labelled:
         fields.append({"name": "y", "type": ["null", "long"]})
-    return {
-        "shape": list(x.shape[1:]),
-        "dtype": x.dtype.name,
-        "labels": list(labels),
-        "schema": {"type": "record", "name": "Sample", "fields": fields},
-        "features": [feature.model_dump() for feature in features],
-        "x": "x",
-        "y": "y",
-    }
+    return {"schema": {"type": "record", "name": "Sample", "fields": fields}}
 
 
 def _value_schema(config: StreamConfig) -> Schema:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,11 +69,10 @@ def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[byte
     return key, out.getvalue().encode()
 
 
-def config_of(x: Array, labelled: bool, labels: Sequence[str], features: Sequence[Feature]) -> dict[str, object]:
-    """What to announce for samples like `x` (n, *shape): the label is the key."""
-    del labelled
-    named = [feature.model_dump() for feature in features]
-    return {"shape": list(x.shape[1:]), "dtype": x.dtype.name, "labels": list(labels), "features": named, "y": ""}
+def own(dtype: np.dtype[Any], labelled: bool, features: Sequence[Feature]) -> dict[str, object]:
+    """What is announced for this format alone: the label is the key, and no column."""
+    del dtype, labelled, features
+    return {"y": ""}
 
 
 def _features(config: StreamConfig) -> tuple[Feature, ...]:

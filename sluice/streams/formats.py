@@ -1,15 +1,16 @@
 """The table of stream formats, and the one way from records to arrays.
 
-A format is a name in `FORMATS` with three functions; to add one, write a module like `raw` and add the line. What a
-format needs to know stands in the announcement's `config`. Decoding is strict: a record that is not exactly what the
-config says ends it, with the place of the record in the error, because a model that was trained on half-read data is
-worse than none. Who wants to go on without it hands in `on_bad`.
+A format is a name in `FORMATS` with two functions or three; to add one, write a module like `raw` and add the line.
+What a format needs to know stands in the announcement's `config`. Decoding is strict: a record that is not exactly what
+the config says ends it, with the place of the record in the error, because a model that was trained on half-read data
+is worse than none. Who wants to go on without it hands in `on_bad`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +21,21 @@ from sluice.wire.errors import PermanentError
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`decode`: records to (x (n, *shape), y (n,)); `encode`: one sample and its label to (key, value); `config_of`:
-    what to announce for samples, whether they have labels, names of the classes, and features of tabular data."""
+    """`decode`: records to (x (n, *shape), y (n,)); `encode`: one sample and its label to (key, value); `own`: what the
+    format needs to have announced beside what all do, of the dtype, whether there are labels, and the features."""
 
     decode: Callable[[Sequence[Encoded], StreamConfig], tuple[Array, Labels]]
     encode: Callable[[Array, int | None, StreamConfig], tuple[bytes | None, bytes]]
-    config_of: Callable[[Array, bool, Sequence[str], Sequence[Feature]], dict[str, object]]
+    own: Callable[[np.dtype[Any], bool, Sequence[Feature]], dict[str, object]] = lambda *_: {}
+
+    def config_of(
+        self, x: Array, labelled: bool, labels: Sequence[str], features: Sequence[Feature]
+    ) -> dict[str, object]:
+        """What to announce for samples like `x` (n, *shape), whether they have labels, the names of the classes, and
+        the features of tabular data."""
+        named = [feature.model_dump() for feature in features]
+        config = {"shape": list(x.shape[1:]), "dtype": x.dtype.name, "labels": list(labels), "features": named}
+        return config | self.own(x.dtype, labelled, features)
 
 
 OnBad = Callable[[BadRecord], None]
@@ -33,10 +43,10 @@ OnBad = Callable[[BadRecord], None]
 
 
 FORMATS: dict[str, Format] = {
-    "avro": Format(avro.decode, avro.encode, avro.config_of),
-    "csv": Format(csv.decode, csv.encode, csv.config_of),
-    "json": Format(json.decode, json.encode, json.config_of),
-    "raw": Format(raw.decode, raw.encode, raw.config_of),
+    "avro": Format(avro.decode, avro.encode, avro.own),
+    "csv": Format(csv.decode, csv.encode, csv.own),
+    "json": Format(json.decode, json.encode),
+    "raw": Format(raw.decode, raw.encode),
 }
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from sluice.streams.samples import (
     Array,
     Encoded,
-    Feature,
     Labels,
     StreamConfig,
     bad,
@@ -67,13 +66,6 @@ def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[byte
     if label is not None:
         _put(made, config.y, config.labels[label] if config.labels else label)
     return None, json.dumps(made, allow_nan=False, separators=(",", ":")).encode()
-
-
-def config_of(x: Array, labelled: bool, labels: Sequence[str], features: Sequence[Feature]) -> dict[str, object]:
-    """What to announce for samples like `x` (n, *shape)."""
-    del labelled
-    named = [feature.model_dump() for feature in features]
-    return {"shape": list(x.shape[1:]), "dtype": x.dtype.name, "labels": list(labels), "features": named}
 
 
 def _path(text: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import numpy as np
 from sluice.streams.samples import (
     Array,
     Encoded,
-    Feature,
     Labels,
     StreamConfig,
     bad,
@@ -36,10 +35,3 @@ def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Lab
 def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[bytes | None, bytes]:
     """(key, value) of one sample (*shape) and its label."""
     return None if label is None else str(label).encode(), to_bytes(sample, config)
-
-
-def config_of(x: Array, labelled: bool, labels: Sequence[str], features: Sequence[Feature]) -> dict[str, object]:
-    """What to announce for samples like `x` (n, *shape)."""
-    del labelled
-    named = [feature.model_dump() for feature in features]
-    return {"shape": list(x.shape[1:]), "dtype": x.dtype.name, "labels": list(labels), "features": named}

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from sluice.dev.processes import Processes
+from tests.brokers.kafka import Kafka
 from tests.brokers.mosquitto import Mosquitto
 from tests.integration.control_plane import ControlPlane
 from tests.integration.edge_support import MadeBundle, agent_settings, make_bundle
+from tests.integration.stage_support import Answers, Stage
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,16 @@ def settings(
 ) -> dict[str, str]:
     """Of an agent with that control plane."""
     return agent_settings(made, device, tmp_path / "data", mosquitto, EDGE_CLOUD_URL=plane.url)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Stage:
+    """On the Kafka of the module."""
+    return Stage(tmp_path_factory.mktemp("stage"), kafka)
+
+
+@pytest.fixture
+def answers(stage: Stage) -> Iterator[Answers]:
+    found = Answers(stage)
+    yield found
+    found.reader.close()

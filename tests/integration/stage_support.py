@@ -5,6 +5,8 @@ import secrets
 import shutil
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,15 @@ OPTIONS = {
     "topic.metadata.propagation.max.ms": "500",  # until a topic that is not there is taken for missing
 }
 BOTH = ("at-least-once", "exactly-once")
+
+
+@contextmanager
+def kafka_for_stages(properties: dict[str, str] | None = None) -> Iterator[Kafka]:
+    """A Kafka of a module's own, with the topics that stages write to."""
+    with Kafka(properties=properties) as server:
+        server.create_topic(names.PREDICTIONS, 2)
+        server.create_topic(names.DEAD_LETTER, 1)
+        yield server
 
 
 class Stage:

@@ -366,6 +366,10 @@ def checked(settings: dict[str, str]) -> tuple[int, dict[str, tuple[bool, str]]]
     return done.returncode, {one["what"]: (one["right"], one["said"]) for one in json.loads(done.stdout)}
 
 
+def files_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
 def test_check_says_what_is_there_and_what_is_wrong(
     made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
 ) -> None:
@@ -382,7 +386,15 @@ def test_check_says_what_is_there_and_what_is_wrong(
         runs(above, made)
         assert checked(settings)[1]["bundle"] == (True, "not looked at: an agent is at work here")
         assert agent.running and agent.stop() == 0
+    there = files_in(data)
     assert "golden samples pass" in checked(settings)[1]["bundle"][1]
+    assert files_in(data) == there, "nothing is changed"
+    agent.start()
+    agent.wait_ready()
+    agent.kill()
+    there = files_in(data)
+    assert "golden samples pass" in checked(settings)[1]["bundle"][1]
+    assert files_in(data) == there, "nor after a crash"
 
     blob = bundles.open_bundle(made.folder).manifest.segments[0].file.sha256  # others are not the device's
     (data / "bundles" / made.digest / bundles.BLOBS / blob).write_bytes(b"flipped")

@@ -465,6 +465,8 @@ def test_a_device_runs_several_models_and_each_rollout_changes_one(
     no_room = {"exit_share_least": 0.5, "exit_share_most": 0.4}
     answer = cloud.post("/v1/rollouts", {"bundle": digits, "devices": "all", "bounds": no_room})
     assert "leaves no room" in cloud.problem(answer, 422)
+    answer = cloud.post("/v1/rollouts", {"bundle": digits, "devices": "all", "bounds": {"latency_most_ms": 5}})
+    assert "latency_most_ms" in cloud.problem(answer, 422), "a bound that there is not would bound nothing"
 
 
 def test_a_device_is_told_to_measure_itself(

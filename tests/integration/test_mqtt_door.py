@@ -1,7 +1,5 @@
 """The door to MQTT on a real Mosquitto: whole messages in order, whatever the protocol, the sizes and the transport."""
 
-import datetime
-import ipaddress
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -9,14 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from sluice.doors.mqtt import Incoming, MqttBroker, MqttDoor
 from sluice.doors.mqtt_socket import AHEAD
 from sluice.wire.errors import PermanentError
+from tests.brokers.certificate import self_signed
 from tests.brokers.mosquitto import Mosquitto
 from tests.brokers.process import HOST, free_port
 from tests.integration.edge_support import until
@@ -32,22 +27,7 @@ class TlsMosquitto(Mosquitto):
     def prepare(self) -> None:
         super().prepare()
         self.tls_port = free_port()
-        self.certificate, key_file = self.folder / "certificate.pem", self.folder / "key.pem"
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        form = serialization.PrivateFormat.PKCS8
-        nothing = serialization.NoEncryption()
-        key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, nothing))
+        self.certificate, key_file = self_signed(self.folder)
         listener = f"listener {self.tls_port} {HOST}\ncertfile {self.certificate}\nkeyfile {key_file}\n"
         self.config.write_text(self.config.read_text() + listener)
 

@@ -10,25 +10,17 @@ from confluent_kafka import TopicPartition
 from sluice.dev.processes import Process, Processes, free_port
 from sluice.doors.kafka import KafkaCluster, KafkaReader
 from sluice.doors.kafka_transactions import KafkaTransactions
-from sluice.wire import names
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
-from tests.integration.stage_support import BOTH, Answers, Stage
+from tests.integration.stage_support import BOTH, Answers, Stage, kafka_for_stages
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[Kafka]:
-    with Kafka() as server:
-        server.create_topic(names.PREDICTIONS, 2)
-        server.create_topic(names.DEAD_LETTER, 1)
+    with kafka_for_stages() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Stage:
-    return Stage(tmp_path_factory.mktemp("stage"), kafka)
 
 
 def remove(kafka: Kafka, topic: str, partition: int, before: int) -> None:

@@ -31,7 +31,7 @@ from sluice.wire.manifest import ExitPolicy, OperatingPoint
 from sluice.wire.messages import Audit, Belief, Offload, Outcome, Prediction, Tensor, decode
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
-from tests.integration.stage_support import BOTH, Answers, Stage, renamed
+from tests.integration.stage_support import BOTH, Answers, Stage, kafka_for_stages, renamed
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
 
@@ -39,22 +39,9 @@ pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(3
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[Kafka]:
     """One of this module's own: the names of Sluice's topics are fixed."""
-    with Kafka(properties={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "200"}) as server:
-        server.create_topic(names.PREDICTIONS, 2)
-        server.create_topic(names.DEAD_LETTER, 1)
+    properties = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "200"}
+    with kafka_for_stages(properties) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Stage:
-    return Stage(tmp_path_factory.mktemp("stage"), kafka)
-
-
-@pytest.fixture
-def answers(stage: Stage) -> Iterator[Answers]:
-    found = Answers(stage)
-    yield found
-    found.reader.close()
 
 
 @pytest.mark.parametrize("delivery", BOTH)

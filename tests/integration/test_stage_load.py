@@ -16,7 +16,7 @@ from sluice.wire.manifest import ExitPolicy, OperatingPoint
 from sluice.wire.messages import Prediction, decode
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
-from tests.integration.stage_support import BOTH, Answers, Stage, metric, renamed
+from tests.integration.stage_support import BOTH, Answers, Stage, kafka_for_stages, metric, renamed
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(300)]
 
@@ -24,22 +24,8 @@ pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(3
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[Kafka]:
     """One of this module's own: the names of Sluice's topics are fixed."""
-    with Kafka() as server:
-        server.create_topic(names.PREDICTIONS, 2)
-        server.create_topic(names.DEAD_LETTER, 1)
+    with kafka_for_stages() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Stage:
-    return Stage(tmp_path_factory.mktemp("stage"), kafka)
-
-
-@pytest.fixture
-def answers(stage: Stage) -> Iterator[Answers]:
-    found = Answers(stage)
-    yield found
-    found.reader.close()
 
 
 @pytest.mark.parametrize("delivery", BOTH)

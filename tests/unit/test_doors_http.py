@@ -1,8 +1,10 @@
 """What stands between a device and its control plane (a login page, a proxy) is waited out; what the control plane
 itself says is believed."""
 
+import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 from sluice.doors.http import HttpDoor
 from sluice.wire import bundle as bundles
 from sluice.wire.errors import PermanentError, TemporaryError
+from tests.brokers.certificate import self_signed
 from tests.unit.wire_support import manifest
 
 LOGIN = b"<html><title>Log in to Airport Wifi</title></html>" * 100
@@ -114,6 +117,28 @@ def test_a_page_in_place_of_json_is_no_control_plane(server: Server, door: HttpD
 def test_an_address_or_a_token_that_cannot_be_is_refused(url: str, token: str | None) -> None:
     with pytest.raises(PermanentError, match="cannot be used"):
         HttpDoor(url, token)
+
+
+def test_a_control_plane_of_an_authority_of_ones_own(server: Server, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.content = b'{"device_id": "d"}'
+    url = f"https://127.0.0.1:{server.server_port}"
+    with closing(HttpDoor(url, None, str(certificate))) as knows:
+        assert knows.call("GET", "/v1/devices/d") == {"device_id": "d"}
+    with closing(HttpDoor(url, None)) as stranger, pytest.raises(TemporaryError, match="CERTIFICATE_VERIFY_FAILED"):
+        stranger.call("GET", "/v1/devices/d")
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    with pytest.raises(PermanentError, match=f"cloud_ca {file}: No such file"):
+        HttpDoor("https://cloud.example", None, str(file))
+    file.write_text("a diary")
+    with pytest.raises(PermanentError, match=f"cloud_ca {file}: .*(?i:certificate)"):
+        HttpDoor("https://cloud.example", None, str(file))
 
 
 def test_two_processes_that_share_a_folder_fetch_a_blob_one_at_a_time(

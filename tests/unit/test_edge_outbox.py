@@ -459,7 +459,7 @@ def test_a_short_time_to_live_does_not_wait_behind_a_longer_one(make: Make, cloc
 
 
 def test_beyond_its_age_the_oldest_are_dropped_and_counted(make: Make) -> None:
-    device = make(up=False, outbox_age_s=100.0, sample_ttl_s=1000.0)
+    device = make(up=False, outbox_age_s=100.0, sample_ttl_s=100.0)
     old = device.offload(ttl_ms=1_000_000)
     device.add(old)
     device.clock.forward(60)
@@ -472,7 +472,7 @@ def test_beyond_its_age_the_oldest_are_dropped_and_counted(make: Make) -> None:
 
 def test_restarts_make_nothing_younger(make: Make, clock: Clock) -> None:
     """Time counts while the device runs: its clock may be wrong by years after a power cut."""
-    device = make(up=False, outbox_age_s=100.0, sample_ttl_s=1000.0)
+    device = make(up=False, outbox_age_s=100.0, sample_ttl_s=100.0)
     old = device.offload(ttl_ms=1_000_000)
     device.add(old)
     for _ in range(3):

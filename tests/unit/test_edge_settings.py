@@ -69,3 +69,10 @@ def test_times_that_contradict_one_another_are_refused() -> None:
     assert "commit_interval_s is over sample_ttl_s" in refused(commit_interval_s=60, sample_ttl_s=5)
     assert "answer_timeout_s is over sample_ttl_s" in refused(answer_timeout_s=100, sample_ttl_s=10)
     assert made(sample_ttl_s=2).answer_timeout_s == 5, "which nobody asked for"
+    assert "outbox_age_s is under sample_ttl_s" in refused(outbox_age_s=10, sample_ttl_s=60)
+
+
+def test_what_says_nothing_in_a_mode_is_refused_in_it() -> None:
+    assert "count says nothing in mode 'each'" in refused(predictions={"count": 5})
+    assert "refresh_s says nothing in mode 'batches'" in refused(predictions={"mode": "batches", "refresh_s": 5})
+    assert made(predictions={"mode": "changes", "refresh_s": 5}).predictions.refresh_s == 5
