@@ -158,10 +158,13 @@ def number_of(record: Encoded, value: object, feature: Feature, known: Mapping[s
         if found is None:
             raise bad(record, f"has {feature.name} {str(value)[:40]!r}, which is none of its categories")
         return found
+    said = f"has {feature.name} {str(value)[:40]!r}, which is no number"
+    if not isinstance(value, str | bytes | int | float):
+        raise bad(record, said)
     try:
-        return float(value)  # type: ignore[arg-type]  # whatever the record holds: that is what is tried
-    except (TypeError, ValueError, OverflowError) as error:
-        raise bad(record, f"has {feature.name} {str(value)[:40]!r}, which is no number") from error
+        return float(value)
+    except (ValueError, OverflowError) as error:
+        raise bad(record, said) from error
 
 
 def category_numbers(features: Sequence[Feature]) -> list[dict[str, int]]:

@@ -8,7 +8,8 @@ from sluice.dev.processes import Process, Processes, free_port
 from sluice.doors.kafka import KafkaCluster, KafkaReader, Record
 from sluice.doors.mqtt import Incoming, MqttBroker, MqttDoor
 from sluice.wire import messages, names
-from sluice.wire.messages import Belief, Offload, Prediction, Tensor
+from sluice.wire.messages import Belief, Offload, Prediction, Reason, Tensor
+from sluice.wire.names import Tier
 from sluice.wire.state import Receipt, parse_state
 from tests.brokers.kafka import Kafka
 from tests.brokers.mosquitto import Mosquitto
@@ -131,7 +132,7 @@ class Device:
             ttl_ms=60_000,
         )
 
-    def prediction(self, tier: str = "edge", reason: str = "exit") -> Prediction:
+    def prediction(self, tier: Tier = "edge", reason: Reason = "exit") -> Prediction:
         offload = self.offload()
         return Prediction(
             device_id=self.name,
@@ -141,13 +142,13 @@ class Device:
             model="columns",
             bundle=offload.bundle,
             operating_point="default",
-            tier=tier,  # type: ignore[arg-type]
+            tier=tier,
             exit=0,
             label=1,
             confidence=0.5,
             outputs=b"",
             status="final",
-            reason=reason,  # type: ignore[arg-type]
+            reason=reason,
             captured_at=5,
             produced_at=6,
         )

@@ -29,6 +29,14 @@ def clocks(tmp_path: Path) -> Clocks:
         pytest.skip(str(missing))
 
 
+def sent_on(above: Above, readings: set[str]) -> bool:
+    return readings <= {one.source_id for one in above.came if isinstance(one, Offload)}
+
+
+def answered(user: User, readings: set[str]) -> bool:
+    return readings <= user.finals().keys()
+
+
 def test_an_hour_forward_and_back_ends_no_answer_early(
     made: MadeBundle,
     device: str,
@@ -55,17 +63,17 @@ def test_an_hour_forward_and_back_ends_no_answer_early(
             for name, sample in zip(names, made.samples, strict=True):
                 user.measure(sample, name)
             hard = {names[i] for i in range(len(names)) if i not in made.easy}
-            until(lambda hard=hard: hard <= {o.source_id for o in above.came if isinstance(o, Offload)})  # type: ignore[misc]
+            until(partial(sent_on, above, hard))
             clocks.set("agent", ahead_s)
             more = f"after-{ahead_s}-{sent}"
             user.measure(made.samples[made.easy[0]], more)
-            until(lambda more=more: more in user.finals())  # type: ignore[misc]
+            until(partial(answered, user, {more}))
             assert not hard & user.finals().keys()
             above.answers = True
             for outcome in list(above.came):
                 if isinstance(outcome, Offload) and outcome.source_id in hard:
                     above.answer(outcome)
-            until(lambda names=names: set(names) <= user.finals().keys())  # type: ignore[misc]
+            until(partial(answered, user, set(names)))
             sent += len(names)
         finals = [p for p in user.heard if p.status == "final"]
         assert len(finals) == len({p.source_id for p in finals}) == sent + len(JUMPS), "none came twice"

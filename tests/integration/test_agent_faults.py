@@ -3,6 +3,7 @@
 import io
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from sluice.dev.processes import Processes
 from sluice.wire import bundle as bundles
 from sluice.wire.manifest import Segment
+from sluice.wire.messages import Prediction
 from tests.brokers.mosquitto import Mosquitto
 from tests.integration import fault_point
 from tests.integration.control_plane import ControlPlane
@@ -71,6 +73,10 @@ def test_a_run_that_ends_the_agent_when_it_is_loaded_does_not_keep_it_down(
         assert agent.stop() == 0
 
 
+def final(user: User, reading: str) -> Prediction | None:
+    return user.finals().get(reading)
+
+
 def test_killed_at_any_write_of_an_update_it_answers_and_gets_there(
     made: MadeBundle, device: str, processes: Processes, plane: ControlPlane, settings: Any, mosquitto: Mosquitto,
     tmp_path: Path,
@@ -109,7 +115,7 @@ def test_killed_at_any_write_of_an_update_it_answers_and_gets_there(
             agent.settings = settings
             agent.start()
             user.measure(made.samples[made.easy[0]], f"at-{at}")
-            answer = until(lambda: user.finals().get(f"at-{at}"))  # noqa: B023 (called in this turn alone)
+            answer = until(partial(final, user, f"at-{at}"))
             assert answer.bundle in (made.digest, changed), points[at - 1]
             runs(above, 2)
             assert above.runs().bundle == changed, points[at - 1]

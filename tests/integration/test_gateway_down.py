@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,12 @@ def counted(name: str) -> float:
     return REGISTRY.get_sample_value(name) or 0.0
 
 
-def answers(device: Device, count: int, **changes: object) -> list[Prediction]:
-    return [replace(device.prediction("cloud", "last"), **changes) for _ in range(count)]  # type: ignore[arg-type]
+def is_last(device: Device, seq: int) -> bool:
+    return came(device)[-1:] == [seq]
+
+
+def answers(device: Device, count: int, **changes: Any) -> list[Prediction]:
+    return [replace(device.prediction("cloud", "last"), **changes) for _ in range(count)]
 
 
 def test_a_newer_schema_makes_its_topic_partition_rest_and_no_other_and_rubbish_none(
@@ -337,7 +342,7 @@ def test_nothing_is_asked_of_kafka_at_every_turn(
         begun = time.monotonic()
         for prediction in answers(device, 200):
             writer.write_all(names.PREDICTIONS, [(device.name, messages.encode(prediction))], 30)
-            until(lambda seq=prediction.seq: came(device)[-1:] == [seq])  # type: ignore[misc]  # bound now
+            until(partial(is_last, device, prediction.seq))
         allowed = (time.monotonic() - begun) / down_module.COMMIT_EVERY_S + 2
         assert sum(commits) <= allowed
     assert sum(looks) == 1

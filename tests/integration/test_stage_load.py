@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -94,6 +95,9 @@ def test_a_backlog_is_worked_on_in_batches_and_a_lone_sample_alone(
         part = "sluice_stage_batch_records"
         return metric(port, f"{part}_count", tier="cloud"), metric(port, f"{part}_sum", tier="cloud")
 
+    def one_more(count: float, records: float) -> bool:
+        return batches() == (count + 1, records + 1)
+
     until(lambda: answers.at_least(f"{unique}-many", 800))
     until(lambda: batches()[1] >= 800)
     count, records = batches()  # the first are read twice: they rest until the bundle is loaded
@@ -102,8 +106,8 @@ def test_a_backlog_is_worked_on_in_batches_and_a_lone_sample_alone(
         before = batches()
         device = f"{unique}-lone-{number}"
         stage.send(device, 1)
-        until(lambda device=device: answers.at_least(device, 1))  # type: ignore[misc]  # bound now
-        until(lambda before=before: batches() == (before[0] + 1, before[1] + 1))  # type: ignore[misc]
+        until(partial(answers.at_least, device, 1))
+        until(partial(one_more, *before))
     assert worker.stop() == 0
 
 
