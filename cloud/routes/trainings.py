@@ -30,8 +30,6 @@ from sluice.wire.training import TrainingSettings
 
 MOST_COMPARED = 20
 
-MOST_COMPARED = 20
-
 router = APIRouter(tags=["trainings"])
 
 
