@@ -86,7 +86,7 @@ class Agent:
             will=(topics.of(device, "status"), self._status("offline")),
         )
         self.outbox = Outbox(settings, self.store, self.sensor, self.uplink)
-        self.reports = Reports(settings, self.uplink)
+        self.reports = Reports(settings, self.store, self.uplink)
         self.models = Models(self.store)
         self.updater = Updater(settings, self.mail.put)
         self.changes = Changes(settings, self.store, self.models, self.reports, self.updater, self._commit)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from edge_agent.settings import EdgeSettings
+from edge_agent.store import Store
 from sluice.doors.mqtt import MqttDoor
 from sluice.wire.names import LETTER_KIND, MqttTopics
 from sluice.wire.state import MAX_STATE_BYTES, DeadLetter, Reported
@@ -17,19 +18,21 @@ log = logging.getLogger(__name__)
 LETTER_DATA_BYTES = (MAX_STATE_BYTES - 10_000) * 3 // 4
 """Bytes of a bad payload that go into a dead letter, which is state in its size: base64, reason and origin fit too."""
 LETTERS_MOST = 200
-"""Dead letters that are kept in memory while the link is down."""
+"""Dead letters that are kept while the link is down."""
 
 
 class Reports:
     """All calls belong to the main loop's thread; only `after_commit` publishes."""
 
-    def __init__(self, settings: EdgeSettings, uplink: MqttDoor) -> None:
+    def __init__(self, settings: EdgeSettings, store: Store, uplink: MqttDoor) -> None:
         self.settings = settings
+        self._store = store
         self.last_error: str | None = None
         self.due = False
         self._uplink = uplink
         self._topics = MqttTopics(settings.topic_prefix)
-        self._letters: list[DeadLetter] = []
+        self._letters = True
+        """Whether there may be dead letters in the store."""
         self._told_counters: dict[str, int] = {}
         self._next = 0.0
 
@@ -43,18 +46,21 @@ class Reports:
         log.error("refused: %s", reason, extra={"topic": origin})
         self.fault(reason)
         text = base64.b64encode(data[:LETTER_DATA_BYTES]).decode()
-        self._letters.append(DeadLetter(reason=reason[:1000], origin=origin[:300], data=text))
+        letter = DeadLetter(reason=reason[:1000], origin=origin[:300], data=text)
+        self._store.push_letter(letter.model_dump_json().encode(), LETTERS_MOST)
+        self._letters = True
 
     def after_commit(
         self, reported: Callable[[dict[str, int]], Reported], counters: Callable[[], dict[str, int]]
     ) -> None:
         """Publish what is due, if the link is up; new `counters` are not due before their time."""
         if not self._uplink.up.is_set():
-            del self._letters[:-LETTERS_MOST]
             return
-        for letter in self._letters:
-            self._publish(LETTER_KIND, letter.model_dump_json().encode())
-        self._letters.clear()
+        if self._letters:
+            for number, letter in self._store.letters():
+                self._publish(LETTER_KIND, letter)
+                self._store.drop_letters(number)
+            self._letters = False
         now = time.monotonic()
         if not self.due and now < self._next:
             return

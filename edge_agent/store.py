@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS readings (
     sensor TEXT NOT NULL, number INTEGER NOT NULL, at_ns INTEGER NOT NULL, dtype TEXT NOT NULL, reading BLOB NOT NULL,
     PRIMARY KEY (sensor, number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS letters (number INTEGER PRIMARY KEY, letter BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS seen (position INTEGER PRIMARY KEY AUTOINCREMENT, source_id TEXT NOT NULL UNIQUE);
 """
 
@@ -244,3 +245,17 @@ class Store:
             "DELETE FROM seen WHERE position <= (SELECT position FROM seen ORDER BY position DESC LIMIT 1 OFFSET ?)",
             keep,
         )
+
+    def push_letter(self, letter: bytes, most: int) -> None:
+        """Keep a dead letter until the link is up; of more than `most` the oldest go."""
+        self.dirty = True
+        number = self._write("INSERT INTO letters (letter) VALUES (?)", letter).lastrowid or 0
+        self._write("DELETE FROM letters WHERE number <= ?", number - most)
+
+    def letters(self) -> list[tuple[int, bytes]]:
+        """The dead letters that are kept, with their numbers, oldest first."""
+        return self._db.execute("SELECT number, letter FROM letters ORDER BY number").fetchall()
+
+    def drop_letters(self, upto: int) -> None:
+        """Dead letters up to this number are on their way; one that this forgets to forget comes twice."""
+        self._write("DELETE FROM letters WHERE number <= ?", upto)

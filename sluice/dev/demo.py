@@ -39,8 +39,9 @@ MODEL = "digits"
 HELD_OUT = 400
 """Images that are never sent to training; the sensor shows them to the devices."""
 VALIDATION_RATE = 0.3
-EPSILON = 0.02
-"""The promise: at most 2 % of the answers differ from the full model's, with 95 % confidence."""
+EPSILON = 0.04
+"""The promise: at most 4 % of the answers differ from the full model's, with 95 % confidence. Some 420 images certify
+it; for less they would not do, in some trainings, to let anything leave at the second exit."""
 CODEC = "int8"
 """32 values cross a cut, one byte each; zstd would add its own header to them."""
 PLACEMENT = ["edge", "fog", "cloud"]
@@ -62,8 +63,9 @@ class Held:
         self.source = (EXAMPLE / "model.py").read_text()
 
 
-def deploy(system: System, held: Held, console: Console, *, epochs: int = EPOCHS) -> str:
-    """Steps 1 to 4: data to Kafka, a training, a partition, a rollout. Returns the bundle's digest."""
+def deploy(system: System, held: Held, console: Console, *, epochs: int = EPOCHS, **cut: Any) -> str:
+    """Steps 1 to 4: data to Kafka, a training, a partition, a rollout; `cut`: settings of the partition in place of the
+    demo's. Returns the bundle's digest."""
     run = secrets.token_hex(3)
     file = system.folder / "stream.npz"
     np.savez(file, **held.stream)
@@ -81,9 +83,10 @@ def deploy(system: System, held: Held, console: Console, *, epochs: int = EPOCHS
         done = _follow(console, "training", lambda change: client.wait_for_training(training, change))
         _exits(console, done["result"]["metrics"])
         console.print("[bold]3 Partition[/]: cut at the early exits, certify thresholds on data not trained on, sign")
-        begun = client.partition(training, max_accuracy_loss=EPSILON, codec=CODEC, placement=PLACEMENT)["id"]
-        cut = _follow(console, "partition", lambda change: client.wait_for_partition(begun, change))
-        digest: str = cut["bundle"]
+        settings = {"max_accuracy_loss": EPSILON, "codec": CODEC, "placement": PLACEMENT} | cut
+        begun = client.partition(training, **settings)["id"]
+        done = _follow(console, "partition", lambda change: client.wait_for_partition(begun, change))
+        digest: str = done["bundle"]
         roll_out(client, digest, system, console)
     return digest
 

@@ -197,6 +197,29 @@ def test_rubbish_from_a_sensor_goes_up_as_dead_letters_and_the_next_reading_is_s
         assert agent.stop() == 0
 
 
+def test_dead_letters_wait_on_disk_for_the_link(
+    made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto
+) -> None:
+    with Mosquitto() as far, User(broker_of(mosquitto), device) as user:
+        with Above(broker_of(far), device) as above:
+            above.desire(made.desired(device))
+            agent = start(processes, agent_settings(made, device, data, mosquitto, far))
+            runs(above, made)
+        far.kill()
+        user.publish(b"rubbish")
+        user.measure(made.samples[made.easy[0]], "behind it")
+        until(lambda: "behind it" in user.finals())
+        agent.kill()
+        far.start()
+        with Above(broker_of(far), device) as above:
+            agent.start()
+            until(lambda: above.letters)
+            agent.stop()
+            agent.start()
+            until(lambda: len(above.reported) > 1)
+            assert ["not JSON" in parse_state(DeadLetter, letter).reason for letter in above.letters] == [True]
+
+
 @pytest.mark.parametrize("version", ["5", "3"])
 def test_a_retained_reading_is_no_new_sample_at_each_start(
     made: MadeBundle, device: str, data: Path, processes: Processes, mosquitto: Mosquitto, version: str

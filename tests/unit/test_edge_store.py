@@ -69,6 +69,20 @@ def test_what_is_not_committed_is_gone_and_what_is_stays(tmp_path: Path) -> None
     store.close()
 
 
+def test_so_many_dead_letters_are_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for number in range(7):
+        store.push_letter(b"%d" % number, 3)
+    store.commit()
+    crash(store)
+    store = Store(tmp_path)
+    kept = store.letters()
+    assert [letter for _, letter in kept] == [b"4", b"5", b"6"]
+    store.drop_letters(kept[1][0])
+    assert [letter for _, letter in store.letters()] == [b"6"]
+    store.close()
+
+
 def test_another_outcome_of_the_same_sample_is_neither_receipted_nor_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(5, "offload", b"first")
