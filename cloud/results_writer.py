@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 GROUP = "sluice-results-writer"
 POLL_S = 0.1
+GATHER_S = 0.1
+"""How long a batch waits for more after its first record: a transaction of ten rows costs hardly more than one of one,
+and nobody waits for a result as for an answer."""
 COMMIT_EVERY_S = 1.0
 READ_AGAIN_S = 30.0
 """How long a held record may take to be read again before it is asked for once more."""
@@ -115,7 +118,7 @@ class Session:
     def step(self) -> None:
         """One turn: a batch into the database; offsets to Kafka now and then, for tools that show the lag."""
         self._try_held()
-        records = self._reader.read(self.settings.results_batch, POLL_S)
+        records = self._reader.read(self.settings.results_batch, POLL_S, GATHER_S)
         if records:
             try:
                 self._bring_in(records)
