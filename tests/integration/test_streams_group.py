@@ -68,7 +68,7 @@ def test_bad_records_are_left_out_and_kept(cluster: KafkaCluster, stream: Announ
     assert (rows, bad.count) == (1000, 3) and f"has {len(ours)} bytes, not 8" in str(bad.first)
     assert writer.flush(10) == 0
     of_others = BadRecords(most=1_000_000)
-    shape = {"shape": [len(ours)], "dtype": "uint8"}
+    shape: dict[str, object] = {"shape": [len(ours)], "dtype": "uint8"}
     with Group(cluster, [DEAD_LETTER], "raw", shape, f"l-{topic}", timeout_s=3, bad=of_others) as letters:
         found = [bytes(row) for batch in letters for row in batch.x if bytes(row) == ours]
     assert len(found) == 3
