@@ -186,7 +186,8 @@ def _rollout(run: Run, planned: Planned) -> Course:
     """The other bundle, or another operating point, to all devices or one."""
     run.rollouts.begin(planned.target, planned.dice)
     yield
-    run.rollouts.finish()
+    while run.rollouts.under_way:
+        yield
 
 
 @fault("corrupt", ("mqtt", "kafka"), (0.0, 0.0), claims=("uplink", "sensor-b", "kafka"))

@@ -42,10 +42,10 @@ class Rollouts:
         )
         self._thread.start()
 
-    def finish(self) -> None:
-        """Return when it was taken."""
-        if self._thread is not None:
-            self._thread.join()
+    @property
+    def under_way(self) -> bool:
+        """Whether the control plane has not taken the last one yet."""
+        return self._thread is not None and self._thread.is_alive()
 
     def not_reached(self, timeout_s: float) -> list[str]:
         """Devices that do not report to run what they shall, after that time."""

@@ -20,7 +20,8 @@ from sluice.wire.errors import TemporaryError
 from tests.e2e.chaos import evidence as evidences
 from tests.e2e.chaos.bundles import make_bundles
 from tests.e2e.chaos.corruption import Corruption
-from tests.e2e.chaos.faults import KINDS, Course, Planned, draw
+from tests.e2e.chaos.courses import Courses
+from tests.e2e.chaos.faults import KINDS, Planned, draw
 from tests.e2e.chaos.memory import Memory
 from tests.e2e.chaos.path import SENSOR_BROKER, WholePath
 from tests.e2e.chaos.rollouts import Rollouts
@@ -53,15 +54,6 @@ class Options:
     """Just these faults, in an order of the seed's; else `faults` of all kinds."""
 
 
-@dataclass
-class Going:
-    """A fault that has begun: it is over at `until` (monotonic seconds)."""
-
-    planned: Planned
-    course: Course
-    until: float
-
-
 class Run:
     """One run; `go` returns the verdict."""
 
@@ -79,7 +71,7 @@ class Run:
             rate_hz=options.rate_hz,
             broker_died=lambda device, begin, end: path.died_between(SENSOR_BROKER[device], begin - 5, end),
         )
-        self._going: list[Going] = []
+        self._going = Courses()
         self.begun = 0
         """Faults that have begun: neither left out nor "not now"."""
         self._begun = time.monotonic()
@@ -93,10 +85,10 @@ class Run:
         answered, since = 0, time.monotonic()
         while waiting or self._going or not (self.sensor.all_shown and self.sensor.all_answered):
             self._watch()
-            self._end_those_over()
-            while waiting and len(self.sensor.shown) >= waiting[0].at and self._free(waiting[0]):
+            self._going.end()
+            while waiting and len(self.sensor.shown) >= waiting[0].at and self._going.free(waiting[0]):
                 self._begin(waiting.popleft())
-            if self.sensor.answered != answered or self._going:
+            if self.sensor.answered != answered or self._going.in_time:
                 answered, since = self.sensor.answered, time.monotonic()
             if time.monotonic() > since + PATIENCE_S:
                 self.say(f"no further answer for {PATIENCE_S:g} s")
@@ -107,9 +99,6 @@ class Run:
     def _possible(self, plan: list[Planned]) -> list[Planned]:
         return [planned for planned in plan if planned.kind not in self.path.left_out]
 
-    def _free(self, planned: Planned) -> bool:
-        return not any(planned.claims & going.planned.claims for going in self._going)
-
     def _begin(self, planned: Planned) -> None:
         course = KINDS[planned.kind].course(self, planned)
         shown, sensor = len(self.sensor.shown), self.sensor
@@ -118,17 +107,11 @@ class Run:
             f" ({shown - sensor.answered} open)  {planned.kind} {planned.target} {planned.lasts_s:g} s"
         )
         try:
-            next(course)
+            self._going.begin(planned, course)
         except TemporaryError as error:
             self.say(f"          not now: {error}")
             return
         self.begun += 1
-        self._going.append(Going(planned, course, time.monotonic() + planned.lasts_s))
-
-    def _end_those_over(self, *, all_of_them: bool = False) -> None:
-        for going in [one for one in self._going if all_of_them or time.monotonic() >= one.until]:
-            self._going.remove(going)
-            next(going.course, None)
 
     def _watch(self) -> None:
         for crash in self.path.supervise():
@@ -138,7 +121,11 @@ class Run:
 
     def _judge(self) -> Verdict:
         """What can be asked while everything runs, then the rest."""
-        self._end_those_over(all_of_them=True)
+        end = time.monotonic() + PATIENCE_S
+        self._going.end(all_of_them=True)
+        while self._going and time.monotonic() < end:
+            self._tick.wait(TICK_S)
+            self._going.end(all_of_them=True)
         not_running = self.path.not_running()
         missed = self.rollouts.not_reached(30.0)
         self._settle()
