@@ -97,7 +97,8 @@ def test_killed_again_and_again_every_reading_is_answered(
     broker = broker_of(mosquitto)
     with User(broker, device) as user, Above(broker, device) as above:
         above.desire(made.desired(device))
-        own = {"EDGE_RECEIPT_TIMEOUT_S": "1", "EDGE_PREDICTIONS__MODE": mode, "EDGE_PREDICTIONS__WAIT_S": "0.3"}
+        own = {"EDGE_RECEIPT_TIMEOUT_S": "1", "EDGE_PREDICTIONS__MODE": mode}
+        own |= {"EDGE_PREDICTIONS__WAIT_S": "0.3"} if mode == "batches" else {}
         agent = start(processes, agent_settings(made, device, data, mosquitto) | own)
         runs(above, made)
         ids = []
