@@ -1,15 +1,26 @@
-"""The job's side of `feed`: a stream from the socket that the job was born with, in batches or as a whole."""
+"""The job's side of `feed`: a stream from the socket that the job was born with, in batches or as a whole.
+
+Of a live stream (`live`) the job says where it begins, and which batches it has used once its checkpoint says so too:
+
+    fed.begin(checkpoint.ends)
+    for batch in fed:  # empty ones too, now and then, so that the job can look at its clock
+        …
+        checkpoint.ends.update(batch.ends)
+        checkpoint.save(), fed.used(batch)
+    fed.close()
+"""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sluice.doors.kafka import TopicPartition
 from sluice.streams.reader import Batch, Progress, gather
 from sluice.streams.samples import Array, Labels, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
@@ -19,26 +30,51 @@ LINE_BYTES = 1_000_000
 
 
 class Fed:
-    """A stream, once. `bad` and `first_bad`: how many records were left out, and the first; known at the end."""
+    """A stream, once. `bad` and `first_bad`: how many records were left out, and the first; known at the end.
+
+    Of a live stream they are known up to the batch at hand; `lost`: how many records retention took before they were
+    read, `lag`: how many offsets there were behind the batch, a moment ago, None where Kafka did not say. All count
+    from where this run of the job began.
+    """
 
     def __init__(self, descriptor: int) -> None:
         with socket.socket(fileno=descriptor) as own:
             self._in = own.makefile("rb")
+            self._out = own.makefile("wb")
+        self._given = 0
         self.bad = 0
         self.first_bad: str | None = None
+        self.lost = 0
+        self.lag: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches. Raises as reading does, `TemporaryError` too when the feed ends before the stream."""
         while True:
             frame = self._frame()
             if (batch := frame.get("batch")) is not None:
-                ends = {(topic, partition): offset for topic, partition, offset in batch["ends"]}
-                yield Batch(self._array(batch["x"]), self._array(batch["y"]), ends)
+                yield self._batch(batch)
             elif (failed := frame.get("failed")) is not None:
                 raise (TemporaryError if failed["passing"] else PermanentError)(failed["reason"])
             else:
-                self.bad, self.first_bad = frame["end"]["bad"], frame["end"]["first"]
+                self._hear(frame["end"])
                 return
+
+    def begin(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Say, first of all, where a live stream is to begin: the offset of the first record of each topic partition.
+
+        Of those not named: where the group stands, or as the wish says.
+        """
+        self._say({"from": [[topic, partition, offset] for (topic, partition), offset in positions.items()]})
+
+    def used(self, batch: Batch) -> None:
+        """This batch of a live stream and all before it were used, and will not be asked for again."""
+        self._say({"used": batch.number})
+
+    def close(self) -> None:
+        """Enough of a live stream. Returns when what was used is committed; after its end too."""
+        self._say({"over": True})
+        while self._in.read(1 << 16):
+            pass  # what was under way
 
     def load(
         self, announcement: Announcement, folder: Path | None = None, progress: Progress | None = None
@@ -46,6 +82,26 @@ class Fed:
         """All samples of the announced stream: x (n, *shape), y (n,), as `sluice.streams.reader.load_stream`."""
         config = parse_config(announcement.config)
         return gather(self, config, announcement.count, folder=folder, progress=progress)
+
+    def _batch(self, form: dict[str, Any]) -> Batch:
+        ends = {(topic, partition): offset for topic, partition, offset in form["ends"]}
+        x, y = self._array(form["x"]), self._array(form["y"])
+        if "offsets" not in form:
+            return Batch(x, y, ends)
+        self._given += 1
+        self._hear(form["told"])
+        return Batch(x, y, ends, self._array(form["places"]), self._array(form["offsets"]), self._given)
+
+    def _hear(self, told: dict[str, Any]) -> None:
+        self.bad, self.first_bad = told["bad"], told["first"]
+        self.lost, self.lag = told.get("lost", self.lost), told.get("lag", self.lag)
+
+    def _say(self, line: dict[str, Any]) -> None:
+        try:
+            self._out.write(json.dumps(line).encode() + b"\n")
+            self._out.flush()
+        except OSError as error:
+            raise TemporaryError("whoever reads the stream from Kafka ended before it did") from error
 
     def _frame(self) -> dict[str, Any]:
         line = self._in.readline(LINE_BYTES)

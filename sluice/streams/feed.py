@@ -5,8 +5,9 @@ the job, shut in, and this one, which has Kafka's settings (its wish, one line o
 decoded batches through a socket that both were born with. `fed` is the job's side of it.
 
 A frame is a line of JSON and, for a batch, the bytes of its arrays: `{"batch": {"x", "y", "ends"}}`, each array as
-`{"dtype", "shape"}`, x then y; `{"end": {"bad", "first"}}`; or `{"failed": {"reason", "passing"}}`. What a job writes
-into the socket is not read here: it can end this process, and nothing else.
+`{"dtype", "shape"}`, x then y; `{"end": {"bad", "first"}}`; or `{"failed": {"reason", "passing"}}`. Of a slice nothing
+is read that a job writes into the socket. Of a live stream (`live`) the job says where it begins and what it used, and
+a batch has two arrays more, `places` and `offsets`, and `told`. Whatever a job says can end this process, nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sluice.doors.kafka import KafkaCluster, KafkaWriter
 from sluice.streams.bad import BadRecords, letters_to
+from sluice.streams.group import Group
+from sluice.streams.live import Handing, Heard, Live
 from sluice.streams.reader import BATCH, Batch, read_stream
 from sluice.wire.errors import SluiceError, TemporaryError
 from sluice.wire.state import Announcement
@@ -44,13 +47,18 @@ class Wish(BaseModel):
     """How many classes the job's model tells apart: a record with a label beyond them is bad."""
     batch: int = Field(default=BATCH, ge=1)
     """Most records in a batch."""
+    live: Live | None = None
+    """Read these topics as they grow, not the stream's slices; the stream says what their records are."""
 
 
-def serve(wish: Wish, out: IO[bytes]) -> None:
-    """Write the whole stream to `out`, then how it ended."""
+def serve(wish: Wish, out: IO[bytes], own: socket.socket | None = None) -> None:
+    """Write the whole stream to `out`, then how it ended. `own`: where the job speaks, of a live stream."""
     writer = KafkaWriter("feed", wish.kafka) if wish.bad_most else None
     bad = BadRecords(wish.bad_most, letters_to(writer, "streams") if writer else None)
     try:
+        if wish.live is not None and own is not None:
+            _serve_live(wish, wish.live, out, own, bad, writer)
+            return
         for batch in read_stream(wish.kafka, wish.stream, batch=wish.batch, bad=bad, classes=wish.classes):
             _write_batch(out, batch)
         if writer is not None and writer.flush(LETTERS_S):
@@ -59,16 +67,59 @@ def serve(wish: Wish, out: IO[bytes]) -> None:
         said = " ".join(str(error).split())
         _write_line(out, {"failed": {"reason": said, "passing": isinstance(error, TemporaryError)}})
     else:
-        _write_line(out, {"end": {"bad": bad.count, "first": str(bad.first) if bad.first else None}})
+        _write_line(out, {"end": _told(bad)})
     out.flush()
 
 
-def _write_batch(out: IO[bytes], batch: Batch) -> None:
+def _serve_live(
+    wish: Wish, live: Live, out: IO[bytes], own: socket.socket, bad: BadRecords, writer: KafkaWriter | None
+) -> None:
+    heard = Heard(own)
+    begin = heard.begin(live.topics)
+    if heard.over:
+        return
+
+    def write(batch: Batch, told: dict[str, Any]) -> None:
+        if writer is not None:
+            writer.poll()
+        _write_batch(out, batch, _told(bad) | told)
+        out.flush()
+
+    with Group(
+        wish.kafka,
+        live.topics,
+        wish.stream.format,
+        wish.stream.config,
+        live.group,
+        timeout_s=live.timeout_s,
+        batch=live.batch,
+        from_beginning=live.from_beginning,
+        bad=bad,
+        begin=begin,
+        classes=wish.classes,
+    ) as group:
+        handing = Handing(group, heard, write)
+        handing.run()
+        if writer is not None and writer.flush(LETTERS_S):
+            raise TemporaryError("Kafka does not take the dead letters of bad records")
+        if not heard.over:
+            _write_line(out, {"end": _told(bad)})
+            out.flush()
+            handing.settle()
+
+
+def _told(bad: BadRecords) -> dict[str, Any]:
+    return {"bad": bad.count, "first": str(bad.first) if bad.first else None}
+
+
+def _write_batch(out: IO[bytes], batch: Batch, told: dict[str, Any] | None = None) -> None:
     ends = [[topic, partition, offset] for (topic, partition), offset in batch.ends.items()]
-    x, y = np.ascontiguousarray(batch.x), np.ascontiguousarray(batch.y)
-    _write_line(out, {"batch": {"x": _form(x), "y": _form(y), "ends": ends}})
-    out.write(x.data.cast("B") if x.size else b"")
-    out.write(y.data.cast("B") if y.size else b"")
+    given = {"x": batch.x, "y": batch.y, "places": batch.places, "offsets": batch.offsets}
+    arrays = {name: np.ascontiguousarray(array) for name, array in given.items() if array is not None}
+    forms = {name: _form(array) for name, array in arrays.items()}
+    _write_line(out, {"batch": {**forms, "ends": ends, **({"told": told} if told else {})}})
+    for array in arrays.values():
+        out.write(array.data.cast("B") if array.size else b"")
 
 
 def _form(array: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -82,11 +133,11 @@ def _write_line(out: IO[bytes], frame: dict[str, Any]) -> None:
 def main() -> int:
     """Serve the wish on standard input to the socket whose number is the argument; 0 also when the job has gone."""
     wish = Wish.model_validate_json(sys.stdin.buffer.readline())
-    with socket.socket(fileno=int(sys.argv[1])) as own, own.makefile("wb") as out:
-        try:
-            serve(wish, out)
-        except (BrokenPipeError, ConnectionResetError):
-            return 0
+    try:
+        with socket.socket(fileno=int(sys.argv[1])) as own, own.makefile("wb") as out:
+            serve(wish, out, own)
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
     return 0
 
 

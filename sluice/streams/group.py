@@ -8,15 +8,18 @@ what it made of a batch (a checkpoint, a row) can make that exactly once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
+
+import numpy as np
 
 from sluice.doors.kafka import KafkaCluster, KafkaReader, Record, TopicPartition
 from sluice.streams.bad import BadRecords
 from sluice.streams.formats import decode
 from sluice.streams.reader import BATCH, Batch
-from sluice.streams.samples import parse_config
+from sluice.streams.samples import BadRecord, parse_config
 from sluice.wire.errors import TemporaryError
 
 POLL_S = 0.2
@@ -28,8 +31,12 @@ class Group:
     """A member of consumer group `group` on `topics`, whose records are of `format` with the announcement's `config`.
 
     Iterating gives batches of at most `batch` records until nothing has come for `timeout_s` seconds (None: for ever)
-    since it has joined the group.
+    since it has joined the group, and Kafka is there.
     A group that was never here begins with the oldest record, or with the next one if not `from_beginning`.
+
+    With `begin` the caller keeps for himself how far he is: reading begins there whatever the group says, also where a
+    topic partition was taken away and came back, batches tell where each sample stood, and what retention took is
+    counted in `lost`. `classes` as in `sluice.streams.formats.decode`.
     """
 
     def __init__(
@@ -44,34 +51,90 @@ class Group:
         batch: int = BATCH,
         from_beginning: bool = True,
         bad: BadRecords | None = None,
+        begin: Mapping[TopicPartition, int] | None = None,
+        classes: int | None = None,
     ) -> None:
-        self._format, self._config = format, parse_config(config)
+        self._format, self._config, self._classes = format, parse_config(config), classes
         self._timeout_s, self._batch, self._bad = timeout_s, batch, bad
-        self._reader = KafkaReader(
-            "group", cluster, group, from_beginning=from_beginning, on_assigned=self._assigned, on_lost=self._lost
-        )
-        self._reader.subscribe(topics)
+        self._from_beginning = from_beginning
         self._next: dict[TopicPartition, int] = {}
         """Of each topic partition that is ours, the offset after what was given out or committed last."""
+        self._own: dict[TopicPartition, int] | None = None if begin is None else dict(begin)
+        """Where the caller is."""
         self._joined = False
+        self._quiet_s = 0.0
+        """How long was read in vain since the last record."""
+        self.lost = 0
+        self._reader = KafkaReader(
+            "group",
+            cluster,
+            group,
+            from_beginning=from_beginning,
+            on_assigned=self._assigned,
+            on_lost=self._lost,
+            on_overtaken=None if begin is None else self._overtaken,
+        )
+        self._reader.subscribe(topics)
         self.stopping = False
         """Set it to let the iteration end with the batch at hand."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches as they come. Raises as `sluice.streams.formats.decode`, but for records that `bad` bears."""
-        last = time.monotonic()
-        while not self.stopping:
-            records = self._reader.read(self._batch, POLL_S, FILL_S)
-            if records:
-                ends = _ends(records)
-                self._next.update(ends)
-                x, y = decode(self._format, records, self._config, self._bad)
-                yield Batch(x, y, ends)
-                last = time.monotonic()
-            elif not self._joined:
-                last = time.monotonic()
-            elif self._timeout_s is not None and time.monotonic() - last > self._timeout_s:
-                return
+        """Batches as they come. Raises as `take`."""
+        while not (self.stopping or self.over):
+            batch = self.take()
+            if batch is not None:
+                yield batch
+
+    def take(self) -> Batch | None:
+        """The next batch, if there is one within `POLL_S`.
+
+        Raises as `sluice.streams.formats.decode`, but for records that `bad` bears.
+        """
+        begun = time.monotonic()
+        records = self._reader.read(self._batch, POLL_S, FILL_S)
+        if records or not self._joined:
+            self._quiet_s = 0.0
+        else:
+            self._quiet_s += time.monotonic() - begun
+        return self._batch_of(records) if records else None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing came for the whole timeout, although Kafka is there."""
+        if self._timeout_s is None or self._quiet_s <= self._timeout_s:
+            return False
+        try:
+            self.lag()
+        except TemporaryError:
+            self._quiet_s = 0.0
+            return False
+        return True
+
+    def nothing(self) -> Batch:
+        """A batch of no records, that says where the caller is in all topic partitions that are his."""
+        empty = self._batch_of([])
+        return replace(empty, ends={} if self._own is None else dict(self._own))
+
+    def _batch_of(self, records: Sequence[Record]) -> Batch:
+        ends = _ends(records)
+        self._next.update(ends)
+        if self._own is None:
+            x, y = decode(self._format, records, self._config, self._bad, self._classes)
+            return Batch(x, y, ends)
+        self._own.update(ends)
+        out: set[tuple[str, int, int]] = set()
+
+        def leave_out(error: BadRecord) -> None:
+            if self._bad is None:
+                raise error
+            self._bad(error)
+            out.add((error.record.topic, error.record.partition, error.record.offset))
+
+        x, y = decode(self._format, records, self._config, leave_out, self._classes)
+        left = [one for one in records if (one.topic, one.partition, one.offset) not in out] if out else records
+        number = {place: i for i, place in enumerate(ends)}
+        places = np.array([number[one.topic, one.partition] for one in left], np.int64)
+        return Batch(x, y, ends, places, np.array([one.offset for one in left], np.int64))
 
     def commit(self, batch: Batch) -> bool:
         """The batch was used: nobody of the group reads it again. False: it is someone else's by now, and read again.
@@ -79,6 +142,10 @@ class Group:
         Raises `TemporaryError` when Kafka cannot say; then it may be called again.
         """
         return self._reader.commit(batch.ends)
+
+    def commit_ends(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """The same of all batches up to these ends."""
+        return self._reader.commit(ends)
 
     def lag(self, timeout_s: float = 5.0) -> dict[TopicPartition, int]:
         """How many offsets there are behind what was given out last, of each topic partition that is ours."""
@@ -97,13 +164,33 @@ class Group:
     ) -> None:
         self.close()
 
-    def _assigned(self, places: list[TopicPartition]) -> None:
-        """Where the group stands in what is ours now: told by Kafka, for `lag`."""
+    def _assigned(self, places: list[TopicPartition]) -> Mapping[TopicPartition, int] | None:
+        """Where the group stands in what is ours now is told by Kafka, for `lag`; or by the caller, for reading too."""
         self._joined = True
         try:
             self._next.update(self._reader.committed(places))
         except TemporaryError:
-            return  # reading goes on all the same; the lag is right with the first record
+            pass  # reading goes on all the same; the lag is right with the first record
+        if self._own is None:
+            return None
+        for place in places:
+            if place not in self._own:
+                self._own |= self._found(place)
+        begin = {place: self._own[place] for place in places if place in self._own}
+        self._next.update(begin)
+        return begin
+
+    def _found(self, place: TopicPartition) -> dict[TopicPartition, int]:
+        """Where a topic partition begins of which the caller said nothing; nothing if Kafka cannot say."""
+        if place in self._next:
+            return {place: self._next[place]}
+        try:
+            return {place: self._reader.watermarks(place)[0 if self._from_beginning else 1]}
+        except TemporaryError:
+            return {}
+
+    def _overtaken(self, _place: TopicPartition, count: int) -> None:
+        self.lost += count
 
     def _lost(self, places: list[TopicPartition]) -> None:
         for place in places:

@@ -47,6 +47,12 @@ class Batch:
     y: Labels
     ends: Mapping[TopicPartition, int]
     """Of each topic partition that it is of, the offset after its last record."""
+    places: NDArray[np.int64] | None = None
+    """Of a live feed: (n,) which of the topic partitions in `ends`, counted in their order, each sample stood in."""
+    offsets: NDArray[np.int64] | None = None
+    """Of a live feed: (n,) at which offset."""
+    number: int = 0
+    """Of a live feed: which of its batches this is, from 1."""
 
 
 def read_slices(
