@@ -26,6 +26,8 @@ WATCH_S = 1.0
 ROLLOUT_S = 120.0
 STREAM_S = 10.0
 PROFILE_S = 120.0
+ROUNDS = 3
+"""Of pseudo-labels, where it is not said."""
 
 
 def _client(url: str | None, token: str | None) -> Client:
@@ -112,6 +114,11 @@ def train(
         int | None, typer.Option(min=1, help="Stop after so many epochs in which the final exit got no better.")
     ] = None,
     balanced: Annotated[bool, typer.Option(help="All classes count alike, however rare.")] = False,
+    pseudo_labels: Annotated[
+        float | None,
+        typer.Option(help="Learn from records without a label too, where the model is so sure of them, such as 0.95."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Of --pseudo-labels.")] = None,
     bad_most: Annotated[int | None, typer.Option(min=0, help="So many bad records are left out.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     cut: Annotated[
@@ -147,6 +154,7 @@ def train(
         "learning_rate": learning_rate,
         "early_stopping": {"patience": patience} if patience else None,
         "class_weights": "balanced" if balanced else None,
+        "pseudo_labels": {"confidence": pseudo_labels, "rounds": rounds or ROUNDS} if pseudo_labels else None,
         "bad_most": bad_most,
         "seed": seed,
     }
@@ -170,6 +178,8 @@ def train(
         started = client.train(models[0], stream, **settings)["id"]
         done = _follow("training", lambda change: client.wait_for_training(started, change), as_json)
         result: dict[str, Any] = {"training": done["id"], "metrics": done["result"].get("metrics", {})}
+        if done["result"].get("rounds"):
+            result["rounds"] = done["result"]["rounds"]
         if cut is not False:
             begun = client.partition(started, **wanted)["id"]
             cut_done = _follow("partition", lambda change: client.wait_for_partition(begun, change), as_json)
@@ -178,6 +188,9 @@ def train(
         print(json.dumps(result))
         return
     _show(("exit", "metrics"), [(name, _numbers(values)) for name, values in result["metrics"].items()])
+    if "rounds" in result:
+        rows = [(r["round"], r["labelled"], _short(r["gain"]), "kept" if r["kept"] else "") for r in result["rounds"]]
+        _show(("round", "labelled", "gain in validation accuracy", ""), rows)
     print(f"training {result['training']}" + (f"\nbundle {result['bundle']}" if "bundle" in result else ""))
 
 

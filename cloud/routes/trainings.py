@@ -61,7 +61,7 @@ class TrainingView(JobView):
 
     `result`, once it is done: `metrics` of the model that is kept, by exit; `confusion` on the validation part, by
     exit: `matrix` (rows: true label), `precision` and `recall` by class; `epoch` of the model that is kept; `records`,
-    `bad` (left out), `first_bad`, `seconds`.
+    `unlabelled`, `bad` (left out), `first_bad`, `seconds`; and of a training in rounds `rounds`.
     """
 
     model: str

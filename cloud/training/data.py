@@ -28,26 +28,28 @@ class Samples:
         """Batches of (x, y by exit) of these rows, in their order."""
         return tf.data.Dataset.from_tensor_slices(rows).batch(LOOKED_AT).map(self._of).prefetch(2)
 
-    def trained_on(self, order: Callable[[], Rows], batch: int, weights: Any = None) -> tf.data.Dataset:
-        """Batches of (x, y by exit), with `weights` (classes,) of (x, y by exit, weight).
+    def trained_on(
+        self, order: Callable[[], Rows], batch: int, y: Labels | None = None, weights: Any = None
+    ) -> tf.data.Dataset:
+        """Batches of (x, y by exit), with `weights` (n,) of the samples of (x, y by exit, weight).
 
-        Each time that it is gone through, `order` says which rows, and in what order.
+        Each time that it is gone through, `order` says which rows, and in what order. `y` (n,): other labels.
         """
 
         def whole() -> Iterator[Rows]:
             yield order()
 
         rows = tf.data.Dataset.from_generator(whole, output_signature=tf.TensorSpec((None,), tf.int64)).unbatch()
+        labels = self._labels if y is None else tf.constant(y)
         if weights is None:
-            return rows.batch(batch).map(self._of).prefetch(2)
-        by_label = tf.constant(weights)
+            return rows.batch(batch).map(lambda these: self._of(these, labels)).prefetch(2)
+        by_row = tf.constant(weights)
 
         def weighted(these: tf.Tensor) -> Any:
-            x, y = self._of(these)
-            return x, y, tf.gather(by_label, tf.gather(self._labels, these))
+            return *self._of(these, labels), tf.gather(by_row, these)
 
         return rows.batch(batch).map(weighted).prefetch(2)
 
-    def _of(self, rows: tf.Tensor) -> Any:
+    def _of(self, rows: tf.Tensor, labels: Any = None) -> Any:
         x = tf.cast(self._values(rows), self._dtype)
-        return x, dict.fromkeys(self._exits, tf.gather(self._labels, rows))
+        return x, dict.fromkeys(self._exits, tf.gather(self._labels if labels is None else labels, rows))

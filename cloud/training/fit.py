@@ -1,7 +1,8 @@
 """One training run: all exits of a model at once, epoch by epoch, from the beginning or from a checkpoint.
 
 `loss` says what is minimised, `parts` which samples come and in what order, `data` how they come, `checkpoint` what is
-remembered of it all.
+remembered of it all. A training on a stream where most labels are missing goes on in rounds, each with the labels that
+the one before has given (`pseudo`); any other is a single round.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import keras
 import numpy as np
 
 from cloud.training import checkpoint
-from cloud.training.checkpoint import Standing
+from cloud.training.checkpoint import Standing, better
 from cloud.training.confusion import confusion, summary
 from cloud.training.data import Samples
-from cloud.training.loss import ByExit, compile_for
+from cloud.training.loss import ByExit, compile_for, log
 from cloud.training.parts import Parts, Rows, class_weights, shuffled
+from cloud.training.pseudo import Pseudo, pseudo_labels
 from partitioner.anatomy.exits import Anatomy
 from sluice.streams.samples import Array, Labels
 from sluice.wire.errors import PermanentError
@@ -33,17 +35,20 @@ CHECKPOINT_EVERY_S = 1.0
 Metrics = dict[str, dict[str, float]]
 """By exit: loss, accuracy and perhaps top_k; the same with val_ of the validation part, with stop_ of what early
 stopping asks, where there are such samples."""
-Report = Callable[[int, int, Metrics], None]
-"""Called with the number of an epoch that is done, from 1, how many there will be at most, and its metrics."""
+Report = Callable[[int, int, Metrics, dict[str, int]], None]
+"""Called with the number of an epoch that is done, from 1, how many there will be at most, its metrics and, of a
+training in rounds, `round` (0: labels only) and how many samples that has `labelled`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a run: the metrics of the model as it is now, the epoch that it is of, by exit its `summary`."""
+    """What came of a run: the metrics of the model as it is now, the epoch that it is of, by exit its `summary`,
+    and the rounds, if there were to be some."""
 
     metrics: Metrics
     epoch: int
     confusion: dict[str, dict[str, Any]]
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit(
@@ -65,54 +70,102 @@ def fit(
     """
     exits = [one.name for one in found.exits]
     trained = compile_for(model, found, settings)
-    weights = class_weights(settings, y[parts.train], found.classes, labels)
     samples = Samples(x, y, trained.inputs[0].dtype, exits)
-    run = _Run(trained, exits, parts.train, settings, folder)
-    for number, metrics in enumerate(run.standing.history, 1):
-        report(number, run.epochs, metrics)
-    to_train = samples.trained_on(run.order, settings.batch, weights)
+    run = _Run(trained, exits, parts, settings, folder)
+    for number in range(1, run.epoch):
+        report(*run.told(number))
     looked_at = {"val_": parts.held_out, "stop_": parts.stop}
     asked = {prefix: samples.looked_at(rows) for prefix, rows in looked_at.items() if len(rows)}
-    while run.goes_on:
-        # one epoch a call and its steps told: Keras warns of data that end, and begins the next epoch's too early
-        told = trained.fit(to_train, steps_per_epoch=run.steps, verbose=0, shuffle=False).history
-        logs = {name: values[0] for name, values in told.items()}
-        for prefix, dataset in asked.items():
-            seen = trained.evaluate(dataset, verbose=0, return_dict=True)
-            logs |= {prefix + name: value for name, value in seen.items()}
-        metrics = metrics_of(exits, logs)
-        _require_numbers(metrics, run.epoch, settings)
-        run.done(metrics)
-        report(len(run.standing.history), run.epochs, metrics)
+    there_is_more = True
+    while there_is_more:
+        known, weights = _labelled(y, parts, run.pseudo, found.classes, settings, labels)
+        to_train = samples.trained_on(run.order, settings.batch, known, weights)
+        while run.goes_on:
+            # one epoch a call and its steps told: Keras warns of data that end, and begins the next epoch's too early
+            told = trained.fit(to_train, steps_per_epoch=run.steps, verbose=0, shuffle=False).history
+            logs = {name: values[0] for name, values in told.items()}
+            for prefix, dataset in asked.items():
+                seen = trained.evaluate(dataset, verbose=0, return_dict=True)
+                logs |= {prefix + name: value for name, value in seen.items()}
+            metrics = metrics_of(exits, logs)
+            _require_numbers(metrics, run.epoch, settings)
+            run.done(metrics)
+            report(*run.told(run.epoch - 1))
+        there_is_more = run.next_round(lambda: _label(trained, samples, y, parts, settings), found.classes)
     epoch = run.finish()
     matrices = _confusions(trained, samples, y, parts.held_out, found)
-    return Outcome(run.standing.history[epoch - 1], epoch, matrices)
+    return Outcome(run.standing.history[epoch - 1], epoch, matrices, run.rounds() if settings.pseudo_labels else [])
+
+
+def _labelled(
+    y: Labels, parts: Parts, pseudo: Pseudo, classes: int, settings: TrainingSettings, names: list[str] | None
+) -> tuple[Labels, Any]:
+    """Labels (n,) of a round, and weights (n,) of its samples or None, where all weigh 1."""
+    known = y.copy()
+    known[pseudo.rows] = pseudo.labels
+    by_label = class_weights(settings, known[np.concatenate([parts.train, pseudo.rows])], classes, names)
+    if by_label is None and not len(pseudo.rows):
+        return known, None
+    weights = np.ones(len(y), np.float32) if by_label is None else by_label[known]
+    if settings.pseudo_labels:
+        weights[pseudo.rows] *= settings.pseudo_labels.weight
+    return known, weights
+
+
+def _label(trained: ByExit, samples: Samples, y: Labels, parts: Parts, settings: TrainingSettings) -> Pseudo:
+    """What the model as it is now labels for the next round."""
+    wanted = settings.pseudo_labels
+    if wanted is None or not len(parts.unlabelled):
+        return Pseudo()
+    name = wanted.exit or list(trained.logits)[-1]
+
+    def logits_of(rows: Rows) -> Any:
+        given = np.concatenate([trained.predict_on_batch(x)[name] for x, _y in samples.looked_at(rows)])
+        return given if trained.logits[name] else keras.ops.convert_to_numpy(log(given))
+
+    return pseudo_labels(logits_of, y, parts, wanted)
 
 
 class _Run:
-    """Where a run stands, and what it stands on: its variables, and those of its best epoch."""
+    """Where a run stands, and what it stands on: its variables, those of the best epoch of this round, those at the end
+    of the best round before it, and what this round has labelled."""
 
     def __init__(
-        self, trained: ByExit, exits: Sequence[str], train: Rows, settings: TrainingSettings, folder: Path | None
+        self, trained: ByExit, exits: Sequence[str], parts: Parts, settings: TrainingSettings, folder: Path | None
     ) -> None:
         trained.optimizer.build(trained.trainable_variables)
         self._model_state = trained.variables
         self._state = [*trained.variables, *trained.optimizer.variables]
-        self._train = train
+        self._parts = parts
         self._settings = settings
         self._folder = folder
         self._judged = (settings.early_stopping and settings.early_stopping.exit) or exits[-1]
-        self._best: list[Any] = []
+        self._best: Sequence[Any] = ()
+        self._best_round: Sequence[Any] = ()
         self._next_s = 0.0
+        self.pseudo = Pseudo()
         self.standing = Standing()
-        self._each = math.ceil(len(train) / settings.batch)
-        self._all = settings.steps or settings.epochs * self._each
-        self.epochs = math.ceil(self._all / self._each)
-        if folder is not None and (kept := checkpoint.load(folder)) is not None:
-            standing, state, best = kept
-            if [value.shape for value in state] == [tuple(variable.shape) for variable in self._state]:
-                _assign(self._state, state)
-                self.standing, self._best = standing, best
+        self.standing.begin_round(self.pseudo.told(0))
+        rounds = 1 + (settings.pseudo_labels.rounds if settings.pseudo_labels else 0)
+        self.epochs = rounds * math.ceil(self._all / self._each)
+        kept = None if folder is None else checkpoint.load(folder)
+        if kept and [value.shape for value in kept.state] == [tuple(variable.shape) for variable in self._state]:
+            _assign(self._state, kept.state)
+            kept.standing.rounds = kept.standing.rounds or self.standing.rounds  # written before there were rounds
+            self.standing, self._best, self._best_round = kept.standing, kept.best, kept.best_round
+            self.pseudo = Pseudo(*kept.labelled)
+
+    @property
+    def _train(self) -> Rows:
+        return np.concatenate([self._parts.train, self.pseudo.rows])
+
+    @property
+    def _each(self) -> int:
+        return math.ceil((len(self._parts.train) + len(self.pseudo.rows)) / self._settings.batch)
+
+    @property
+    def _all(self) -> int:
+        return self._settings.steps or self._settings.epochs * self._each
 
     @property
     def epoch(self) -> int:
@@ -121,17 +174,24 @@ class _Run:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is another epoch."""
+        """Whether this round has another epoch."""
         return self.standing.steps < self._all and not self.standing.over
 
     @property
     def steps(self) -> int:
-        """Steps of this epoch; the last one may be short."""
+        """Steps of this epoch; a round's last one may be short."""
         return min(self._each, self._all - self.standing.steps)
 
     def order(self) -> Rows:
         """The rows of this epoch."""
         return shuffled(self._train, self._settings.seed, self.epoch)[: self.steps * self._settings.batch]
+
+    def told(self, epoch: int) -> tuple[int, int, Metrics, dict[str, int]]:
+        """What is reported of an epoch that is done."""
+        number = self.standing.round_of(epoch)
+        labelled = self.standing.rounds[number]["labelled"]
+        in_round = {"round": number, "labelled": labelled} if self._settings.pseudo_labels else {}
+        return epoch, self.epochs, self.standing.history[epoch - 1], in_round
 
     def done(self, metrics: Metrics) -> None:
         """This epoch is done: judge it, and keep a checkpoint now and then."""
@@ -139,18 +199,69 @@ class _Run:
         standing.steps += self.steps
         standing.history.append(metrics)
         stopping = self._settings.early_stopping
-        if stopping and standing.judge(stopping, metrics[self._judged][f"stop_{stopping.metric}"]):
-            self._best = _values(self._model_state) if stopping.restore_best else []
+        if stopping and standing.judge(stopping, self._value(len(standing.history))):
+            self._best = _values(self._model_state) if stopping.restore_best else ()
         if self._folder is not None and time.monotonic() >= self._next_s:
-            checkpoint.save(self._folder, standing, _values(self._state), self._best)
+            labelled = (self.pseudo.rows, self.pseudo.labels)
+            checkpoint.save(self._folder, standing, _values(self._state), self._best, self._best_round, labelled)
             self._next_s = time.monotonic() + CHECKPOINT_EVERY_S
 
+    def next_round(self, label: Callable[[], Pseudo], classes: int) -> bool:
+        """End this round, go back to its best epoch where that is wished, and begin another one if there is to be one
+        and `label` finds something to label."""
+        standing, settings = self.standing, self._settings
+        ended = standing.rounds[-1]
+        ended["epoch"] = standing.best if self._best else len(standing.history)
+        if self._best:
+            _assign(self._model_state, self._best)
+        if settings.pseudo_labels is None or settings.early_stopping is None:
+            return False
+        ended["value"] = self._value(ended["epoch"])
+        if len(standing.rounds) - 1 == self._best_of_rounds():
+            self._best_round = _values(self._model_state)
+        if len(standing.rounds) > settings.pseudo_labels.rounds:
+            return False
+        pseudo = label()
+        if not len(pseudo.rows):
+            return False
+        self.pseudo, self._best = pseudo, ()
+        standing.begin_round(pseudo.told(classes))
+        return True
+
     def finish(self) -> int:
-        """Go back to the best epoch where that is wished; returns the epoch that the model is of."""
-        if not self._best:
-            return len(self.standing.history)
-        _assign(self._model_state, self._best)
-        return self.standing.best
+        """Go back to the end of the best round; returns the epoch that the model is of."""
+        if self._best_round:
+            _assign(self._model_state, self._best_round)
+        epoch: int = self.standing.rounds[self._best_of_rounds()]["epoch"]
+        return epoch
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """What became of each round: how many it has labelled, the `metrics` of the epoch that it ends with, how much
+        more of the validation part is right than after the first round (`gain`), and which round is `kept`."""
+        found = []
+        first: float | None = None
+        for number, one in enumerate(self.standing.rounds):
+            metrics = self.standing.history[one["epoch"] - 1]
+            right = metrics[self._judged].get("val_accuracy")
+            first = right if number == 0 else first
+            gain = None if right is None or first is None else round(right - first, 6)
+            shown = {name: one[name] for name in ("labelled", "by_class", "temperature", "epoch", "value")}
+            kept = number == self._best_of_rounds()
+            found.append({"round": number, **shown, "gain": gain, "kept": kept, "metrics": metrics})
+        return found
+
+    def _best_of_rounds(self) -> int:
+        """The number of the best round that is over, the first of equals; the first where rounds are not judged."""
+        stopping, best = self._settings.early_stopping, 0
+        for number, one in enumerate(self.standing.rounds):
+            if stopping and "value" in one and better(stopping, one["value"], self.standing.rounds[best]["value"]):
+                best = number
+        return best
+
+    def _value(self, epoch: int) -> float:
+        """The judged metric of an epoch that is done."""
+        assert self._settings.early_stopping is not None
+        return self.standing.history[epoch - 1][self._judged][f"stop_{self._settings.early_stopping.metric}"]
 
 
 def _values(variables: Sequence[Any]) -> list[Any]:

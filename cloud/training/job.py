@@ -44,8 +44,9 @@ class TrainingJob(BaseModel):
 def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]:
     """Do the training in `folder`, on the stream that comes through `descriptor`.
 
-    Returns, of the model that is kept: metrics and confusion by exit, its epoch; and records, `bad` ones that were left
-    out and the first of them, seconds (of the last run, if the job was killed).
+    Returns, of the model that is kept: metrics and confusion by exit, its epoch; and records, those of them without a
+    label, `bad` ones that were left out and the first of them, the rounds of a training in rounds, seconds (of the last
+    run, if the job was killed).
     """
     begun = time.monotonic()
     job = read_job(folder, TypeAdapter(TrainingJob))
@@ -57,6 +58,7 @@ def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]
     fed = Fed(descriptor)
     x, y = fed.load(job.stream, folder, lambda done, total: events.progress("reading the stream", done, total))
     check_data(found, x, y, job.stream.stream_id)
+    check_labels(y, job.stream.stream_id, job.settings.pseudo_labels is not None)
     labels = job.stream.config.get("labels")
     outcome = fit(
         model,
@@ -67,7 +69,9 @@ def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]
         job.settings,
         labels=[str(name) for name in labels] if isinstance(labels, list) else None,
         folder=folder,
-        report=lambda epoch, epochs, values: events.say("metrics", epoch=epoch, epochs=epochs, metrics=values),
+        report=lambda epoch, epochs, values, in_round: events.say(
+            "metrics", epoch=epoch, epochs=epochs, metrics=values, **in_round
+        ),
     )
     model.save(folder / MODEL)
     return {
@@ -75,6 +79,8 @@ def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]
         "confusion": outcome.confusion,
         "epoch": outcome.epoch,
         "records": len(x),
+        "unlabelled": int((y == NONE).sum()),
+        "rounds": outcome.rounds,
         "bad": fed.bad,
         "first_bad": fed.first_bad,
         "seconds": round(time.monotonic() - begun, 3),
@@ -93,8 +99,16 @@ def check_data(found: Anatomy, x: Array, y: Labels, stream: str) -> None:
         )
     if not np.can_cast(x.dtype, dtype, "same_kind"):
         raise PermanentError(f"stream {stream!r} has {x.dtype} samples, the model takes {dtype}")
-    if bare := int((y == NONE).sum()):
-        none = "no labels" if bare == len(y) else f"{bare} of {len(y)} records without a label"
-        raise PermanentError(f"stream {stream!r} has {none}: nothing can be learnt from that")
-    if y.max() >= found.classes:
+    if len(y) and y.max() >= found.classes:
         raise PermanentError(f"stream {stream!r} has label {y.max()}, the model tells {found.classes} classes apart")
+
+
+def check_labels(y: Labels, stream: str, pseudo: bool) -> None:
+    """Raise `PermanentError` when the labels are not enough to learn from; `pseudo`: most of them may be missing."""
+    bare = int((y == NONE).sum())
+    if bare == len(y):
+        raise PermanentError(f"stream {stream!r} has no labels: nothing can be learnt from that")
+    if bare and not pseudo:
+        raise PermanentError(
+            f"stream {stream!r} has {bare} of {len(y)} records without a label: pseudo_labels learns from these too"
+        )

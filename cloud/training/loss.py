@@ -33,7 +33,7 @@ class ByExit(keras.Model):
             return total
         weight, temperature = self.distillation.weight, self.distillation.temperature
         softened = {
-            name: ops.log_softmax((y_pred[name] if logits else _log(y_pred[name])) / temperature)
+            name: ops.log_softmax((y_pred[name] if logits else log(y_pred[name])) / temperature)
             for name, logits in self.logits.items()
         }
         *early, final = self.logits
@@ -44,7 +44,8 @@ class ByExit(keras.Model):
         return total
 
 
-def _log(probabilities: Any) -> Any:
+def log(probabilities: Any) -> Any:
+    """Logits of probabilities."""
     return ops.log(ops.maximum(probabilities, 1e-7))
 
 
@@ -59,7 +60,8 @@ def compile_for(model: keras.Model, found: Anatomy, settings: TrainingSettings) 
     trained = by_exit(model, found)
     exits = [one.name for one in found.exits]
     stopping = settings.early_stopping
-    named = [*settings.exit_weights, *([stopping.exit] if stopping and stopping.exit else [])]
+    pseudo = settings.pseudo_labels
+    named = [*settings.exit_weights, *(one.exit for one in (stopping, pseudo) if one and one.exit)]
     if unknown := [name for name in named if name not in exits]:
         raise PermanentError(f"the model has no exit {unknown[0]!r}, it has {', '.join(exits)}")
     if settings.distillation and len(exits) == 1:

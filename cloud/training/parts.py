@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sluice.streams.reader import split_stream, split_validation
-from sluice.streams.samples import Labels
+from sluice.streams.samples import NONE, Labels
 from sluice.wire.errors import PermanentError
 from sluice.wire.state import Announcement
 from sluice.wire.training import TrainingSettings
@@ -18,27 +18,32 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Row numbers: what is trained on, what early stopping asks (may be empty), and the validation part (may be)."""
+    """Row numbers: what is trained on, what early stopping asks (may be empty), and the validation part (may be), all
+    with a label; and those that have none."""
 
     train: Rows
     stop: Rows
     held_out: Rows
+    unlabelled: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def parts_of(stream: Announcement, y: Labels, settings: TrainingSettings) -> Parts:
     """The parts of a stream with labels `y` (n,). Raises `PermanentError` when nothing is left to train or judge by."""
     train, held_out = split_stream(stream, y, len(y))
+    known = y[train] != NONE
+    train, unlabelled = train[known], train[~known]
     stop = train[:0]
     if stopping := settings.early_stopping:
         kept, aside = split_validation(y[train], stopping.share, settings.seed)
         if not len(aside):
             raise PermanentError(
-                f"early stopping: a share of {stopping.share:g} of {len(train)} samples sets none aside to judge by"
+                f"early stopping: a share of {stopping.share:g} of {len(train)} labelled samples sets none aside to "
+                "judge by: raise the share"
             )
         train, stop = train[kept], train[aside]
     if not len(train):
         raise PermanentError(f"stream {stream.stream_id!r} leaves nothing to train on")
-    return Parts(train, stop, held_out)
+    return Parts(train, stop, held_out, unlabelled)
 
 
 def shuffled(rows: Rows, seed: int, epoch: int) -> Rows:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sluice.doors.kafka import KafkaCluster, KafkaReader, Record, TopicPartition
 from sluice.streams.bad import BadRecords
 from sluice.streams.formats import decode
-from sluice.streams.samples import Array, Labels, StreamConfig, parse_config
+from sluice.streams.samples import NONE, Array, Labels, StreamConfig, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.slices import Slice, parse_slice
 from sluice.wire.state import Announcement
@@ -207,13 +207,15 @@ def split_validation(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(train, validation) indices, each rising: the share `rate` of every class of `y` (n,) goes to validation.
 
-    The same for the same labels, rate and seed, on every machine. Without labels, `n` samples are split as one class.
-    A class of which the share is less than half a sample stays with training.
+    The same for the same labels, rate and seed, on every machine. Samples without a label (`NONE`) all stay with
+    training, and change nothing for the others. Where none has one, or without `y`, the samples (`n`) are split as one
+    class. A class of which the share is less than half a sample stays with training.
     """
     classes = np.zeros(n or 0, np.int64) if y is None else np.asarray(y)
     random = np.random.Generator(np.random.PCG64(seed))
     chosen = [np.empty(0, np.int64)]
-    for label in np.unique(classes):
+    labelled = classes[classes != NONE]
+    for label in np.unique(labelled if len(labelled) else classes):
         members = np.flatnonzero(classes == label)
         # drawn as numbers and sorted: NumPy promises streams of random(), not of shuffle()
         order = np.argsort(random.random(len(members)), kind="stable")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
@@ -43,6 +43,27 @@ class Distillation(Settings):
     """Logits are divided by it before the exits are compared: the higher, the more wrong classes count."""
 
 
+class PseudoLabels(Settings):
+    """Learn from samples without a label too: round by round, those that the model itself is sure of get its answer as
+    their label.
+
+    Self-training (Scudder, Probability of Error of Some Adaptive Pattern-Recognition Machines, IEEE Transactions on
+    Information Theory 11, 1965), with labels made anew in each round and a weight of their own (Lee, Pseudo-Label,
+    ICML 2013 workshop on challenges in representation learning).
+    """
+
+    rounds: int = Field(default=3, ge=1, le=20)
+    """Rounds after a first one on the labels alone; each goes on from the weights of the one before, as long."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """How probable its answer has to be for a sample to be labelled, at the temperature that fits what is set aside."""
+    exit: str | None = None
+    """Name of the exit that labels; the final one by default."""
+    most_per_class: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """So many samples of a class are labelled at most in a round, the surest ones: no class crowds out the others."""
+    weight: float = Field(default=0.5, ge=0, le=100)
+    """Weight in the loss of a sample that was labelled so, where one with a true label has 1."""
+
+
 class TrainingSettings(Settings):
     """How to train."""
 
@@ -71,7 +92,17 @@ class TrainingSettings(Settings):
     """Weight of an exit's loss in the sum, by name; 1 if not named."""
     distillation: Distillation | None = None
     """Early exits learn from the final one too; not by default."""
+    pseudo_labels: PseudoLabels | None = None
+    """Learn from samples without a label too; not by default. With early stopping, which judges the rounds."""
     bad_most: int = Field(default=0, ge=0, le=2**31 - 1)
     """Records that cannot be read and are left out, each to become a dead letter; one more fails the training."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Order of the samples, dropout, and what of the weights the model's source leaves to chance."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judged(cls, given: Any) -> Any:
+        """Rounds are judged by what early stopping sets aside, so it is there with them."""
+        if isinstance(given, dict) and given.get("pseudo_labels") is not None and given.get("early_stopping") is None:
+            return given | {"early_stopping": {}}
+        return given

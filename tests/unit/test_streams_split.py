@@ -38,3 +38,12 @@ def test_a_stream_is_split_by_its_own_name() -> None:
     one = split_stream(stream("one"), Y, len(Y))[1].tolist()
     assert one == split_stream(stream("one"), Y, len(Y))[1].tolist()
     assert one != split_stream(stream("two"), Y, len(Y))[1].tolist()
+
+
+def test_what_has_no_label_stays_with_training_and_changes_nothing_for_the_others() -> None:
+    bare = np.full(40, -1)
+    mixed = np.concatenate([bare, Y, bare])
+    train, validation = split_validation(mixed, 0.3, seed=1)
+    np.testing.assert_array_equal(validation - 40, split_validation(Y, 0.3, seed=1)[1])
+    assert np.count_nonzero(mixed[train] == -1) == 80
+    np.testing.assert_array_equal(split_validation(bare, 0.25, 3)[1], split_validation(None, 0.25, 3, n=40)[1])

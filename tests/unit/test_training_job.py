@@ -178,6 +178,45 @@ def test_a_loss_that_is_not_a_number_ends_the_training(
 def test_a_stream_without_labels(cluster: KafkaCluster, tmp_path: Path) -> None:
     bare = send_stream(cluster, "bare", np.zeros((10, 4), np.float32), None, stream_id="bare")
     assert "has no labels" in reason(cluster, tmp_path / "a", training(bare))
+    assert "has no labels" in reason(cluster, tmp_path / "b", training(bare, settings={"pseudo_labels": {}}))
+
+
+def test_a_stream_where_some_labels_are_missing(cluster: KafkaCluster, tmp_path: Path) -> None:
+    from cloud.training.job import work
+    from partitioner.job import work as partition
+
+    x, y = data(600)
+    y[200:] = -1
+    some = send_stream(cluster, "some", x, y, stream_id="some", format="raw", validation_rate=0.4)
+    said = "has 400 of 600 records without a label: pseudo_labels learns from these too"
+    assert said in reason(cluster, tmp_path / "a", training(some))
+    job = with_settings(some, epochs=5, pseudo_labels={"confidence": 0.7, "rounds": 2})
+    code, events = run(cluster, tmp_path / "b", work, job)
+    assert code == 0, events[-1]
+    result = events[-1]["result"]
+    assert (result["records"], result["unlabelled"], [one["round"] for one in result["rounds"]]) == (
+        600,
+        400,
+        [0, 1, 2],
+    )
+    told = [event for event in events if event["event"] == "metrics"]
+    assert [event["epoch"] for event in told] == list(range(1, len(told) + 1))
+    assert {event["round"] for event in told} == {0, 1, 2} and {event["epochs"] for event in told} == {15}
+    held_out = split_stream(some, y, 600)[1]
+    assert (y[held_out] >= 0).all() and len(held_out) == np.array(result["confusion"]["final"]["matrix"]).sum()
+
+    cut = {
+        "kind": "partition",
+        "model": {"file": str(tmp_path / "b" / "model.keras")},
+        "name": "some",
+        "version": 1,
+        "stream": some.model_dump(),
+        "settings": {"max_accuracy_loss": 0.05, "seed": 4},
+    }
+    code, events = run(cluster, tmp_path / "c", partition, cut)
+    assert code == 0, events[-1]
+    certificate = open_bundle(tmp_path / "c" / "bundle").manifest.operating_points[0].certificate
+    assert certificate is not None and certificate.n == round(0.75 * len(held_out)), "of what was never trained on"
 
 
 def with_settings(stream: Announcement, **settings: Any) -> dict[str, Any]:
@@ -330,7 +369,7 @@ def test_early_stopping_ends_and_goes_back_to_the_best_epoch() -> None:
     stopping = {"patience": 2, "exit": "early"}
     values: dict[str, Any] = {"epochs": 200, "learning_rate": 0.05}
     weights, outcome = fitted(report=lambda *one: told.append(one), early_stopping=stopping, **values)
-    losses = [metrics["early"]["stop_loss"] for _, _, metrics in told]
+    losses = [metrics["early"]["stop_loss"] for _, _, metrics, _ in told]
     assert len(told) < 200 and outcome.epoch == len(told) - 2 == int(np.argmin(losses)) + 1
     assert outcome.metrics == told[outcome.epoch - 1][2]
     short, other = fitted(early_stopping=stopping, **{**values, "epochs": outcome.epoch})

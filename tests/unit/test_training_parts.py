@@ -64,6 +64,15 @@ def test_early_stopping_is_judged_by_samples_that_are_neither_trained_on_nor_cer
     np.testing.assert_array_equal(parts.stop, again.stop)
 
 
+def test_what_has_no_label_is_a_part_of_its_own() -> None:
+    y = np.concatenate([np.full(50, -1), KINDS])
+    parts = parts_of(announced(), y, settings(pseudo_labels={}, early_stopping={"share": 0.25}))
+    np.testing.assert_array_equal(parts.unlabelled, np.arange(50))
+    same = parts_of(announced(), KINDS, settings(early_stopping={"share": 0.25}))
+    for part, wanted in ((parts.train, same.train), (parts.stop, same.stop), (parts.held_out, same.held_out)):
+        np.testing.assert_array_equal(part - 50, wanted)
+
+
 def test_a_stream_with_nothing_to_train_on_or_to_judge_by() -> None:
     with pytest.raises(PermanentError, match="nothing to train on"):
         parts_of(announced(0.99), np.zeros(10, np.int64), settings())
