@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI
 from pydantic import BaseModel
 
 from cloud import problems
+from cloud.candidates import Candidates
 from cloud.database import reading
 from cloud.desired import tell_again
 from cloud.routes import (
@@ -22,6 +23,7 @@ from cloud.routes import (
     devices,
     labels,
     models,
+    online,
     partitions,
     predictions,
     rollouts,
@@ -81,18 +83,23 @@ def create_app(service: Service) -> FastAPI:
             {
                 "training": partial(trainings.keep_training, service),
                 "partition": partial(partitions.keep_partition, service),
+                "online": partial(online.keep_online, service),
             },
-            {"training": partial(trainings.go_on, service)},
+            {"training": partial(trainings.go_on, service), "online": partial(online.go_on, service)},
+            {"online": partial(online.hear_candidate, service)},
         )
         topics = threading.Thread(target=make_topics, args=(service, stop), name="topics", daemon=True)
         topics.start()
         watcher = threading.Thread(target=Watcher(service).run, args=(stop,), name="certificates", daemon=True)
         watcher.start()
+        promoter = threading.Thread(target=Candidates(service).run, args=(stop,), name="candidates", daemon=True)
+        promoter.start()
         yield
         stop.set()
         service.runner.stop()
         service.runner.join(JOIN_S)
         watcher.join(JOIN_S)
+        promoter.join(JOIN_S)
 
     app = FastAPI(
         title="Sluice",
@@ -110,6 +117,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(bundles.open_router, prefix="/v1")
     app.include_router(bundles.router, prefix="/v1", dependencies=[Depends(anyone)])
     app.include_router(answers.router, prefix="/v1")
-    for resource in (models, streams, trainings, partitions, devices, rollouts, predictions, labels, certificates):
+    learning = (models, streams, trainings, online, partitions)
+    for resource in (*learning, devices, rollouts, predictions, labels, certificates):
         app.include_router(resource.router, prefix="/v1", dependencies=[Depends(admin)])
     return app

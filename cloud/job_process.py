@@ -46,13 +46,17 @@ Ended = Literal["done", "failed", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one job may use: seconds, bytes of resident memory (with its children), of files, of log, and threads."""
+    """What one job may use: seconds, bytes of resident memory (with its children), of files, of log, and threads.
+
+    `events_s`: bytes that it may report in a second, on top of what any job may in all.
+    """
 
     time_s: float
     memory: int
     output: int
     log: int
     threads: int = 0
+    events_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,7 @@ def _watch(
     on_event: Callable[[Event], None],
 ) -> Report:
     log = _Log(process, folder / LOG, limits.log)
-    events = _Events(folder, on_event)
+    events = _Events(folder, on_event, limits.events_s)
     given = _size(folder)
     deadline = time.monotonic() + limits.time_s
     next_look = 0.0
@@ -291,11 +295,12 @@ class _Log:
 
 
 class _Events:
-    """Reads the lines that are complete in `events.jsonl`, each once."""
+    """Reads the lines that are complete in `events.jsonl`, each once; and goes on where the job began it anew."""
 
-    def __init__(self, folder: Path, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, folder: Path, on_event: Callable[[Event], None], bytes_s: float) -> None:
         self._folder = folder
         self._on_event = on_event
+        self._bytes_s, self._begun = bytes_s, time.monotonic()
         self._file: BinaryIO | None = None
         self._rest = b""
         self._read = 0
@@ -307,9 +312,26 @@ class _Events:
             if not (self._folder / EVENTS).exists():
                 return
             self._file = open_output(self._folder, EVENTS)
-        while data := self._file.read(MAX_EVENT_BYTES):
+        self._drain(self._file)
+        if self._is_another():
+            self._drain(self._file)  # what came into the old one last
+            self._file.close()
+            self._file = open_output(self._folder, EVENTS)
+            self._drain(self._file)
+
+    def _is_another(self) -> bool:
+        """Whether the file of that name is not the one that is open."""
+        assert self._file is not None
+        try:
+            there = os.lstat(self._folder / EVENTS)
+        except FileNotFoundError:
+            return False
+        return there.st_ino != os.fstat(self._file.fileno()).st_ino
+
+    def _drain(self, file: BinaryIO) -> None:
+        while data := file.read(MAX_EVENT_BYTES):
             self._read += len(data)
-            if self._read > MAX_EVENTS_BYTES:
+            if self._read > MAX_EVENTS_BYTES + self._bytes_s * (time.monotonic() - self._begun):
                 raise PermanentError("the job reported more than it may")
             *lines, self._rest = (self._rest + data).split(b"\n")
             if len(self._rest) > MAX_EVENT_BYTES:
@@ -325,7 +347,7 @@ class _Events:
         if not isinstance(event, dict):
             raise PermanentError(f"the job's report is not an object: {line[:80]!r}")
         self.last = event
-        if event.get("event") in ("progress", "metrics"):
+        if event.get("event") in ("progress", "metrics", "candidate"):
             self._on_event(event)
 
     def close(self) -> None:

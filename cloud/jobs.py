@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import queue
 import secrets
 import shutil
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from cloud.job_process import EVENTS, JOB, LOG, Event, Limits, Program, Report, 
 from cloud.tables import jobs, now_us
 from sluice.daemon.life import Backoff
 from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.thinning import thin
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +40,15 @@ PROGRAMS = {
     "check": Program("partitioner"),
     "training": Program("cloud.training"),
     "partition": Program("partitioner"),
+    "online": Program("cloud.training"),
 }
+LIVE = ("online",)
+"""Kinds of job that may run for ever: they have places of their own, and no end by time."""
+LIVE_EVENTS_BYTES_S = 20_000
+"""What such a job may report in a second, on top of what any job may in all."""
 PROGRESS_EVERY_S = 0.5
 MAX_METRICS = 5000
+"""Entries of a job's metrics; those of a live one are thinned out (`sluice.wire.thinning`)."""
 MOST_KILLS = 3
 """Runs of a job in a row that were killed before they came further, after which it has failed."""
 GOES_ON_WITH = (JOB, "input.keras", "checkpoint.npz")
@@ -49,6 +58,12 @@ Keep = Callable[[str, Path, dict[str, Any]], Callable[[Connection], None]]
 """Called with a finished job's id, folder and result; stores files, returns what to write into the database.
 
 Raises `PermanentError` when the job's output is not what it should be: the job has failed then.
+"""
+
+Hear = Callable[[str, Path, Event], Callable[[Connection], None]]
+"""Called with a running job's id, folder and an event that is neither progress nor metrics; as `Keep` otherwise.
+
+Raises `PermanentError` when it may not say that: the job has failed then.
 """
 
 Again = Callable[[str], str | None]
@@ -94,6 +109,7 @@ class Runner:
         check_time_s: float,
         *,
         at_once: int = 1,
+        live_at_once: int = 1,
         waiting: int = 100,
         programs: Mapping[str, Program] = PROGRAMS,
     ) -> None:
@@ -102,30 +118,39 @@ class Runner:
         self.folder = self._data / "jobs"
         self._limits = limits
         self._check_limits = replace(limits, time_s=check_time_s)
-        self._at_once = at_once
+        self._at_once = {False: at_once, True: live_at_once}
+        """How many jobs run at the same time: those that end, and live ones."""
         self._programs = programs
         self._keeps: dict[str, Keep] = {}
         self._again: dict[str, Again] = {}
         self._waiting = waiting
-        self._line: queue.Queue[Task | None] = queue.Queue()
+        self._hears: dict[str, Hear] = {}
+        self._lines: dict[bool, queue.Queue[Task | None]] = {live: queue.Queue() for live in self._at_once}
         self._tasks: dict[str, Task] = {}
         self._stopping = threading.Event()
         self._interrupted: set[str] = set()
         self._check_slot = threading.Semaphore(1)
         self._threads: list[threading.Thread] = []
 
-    def start(self, keeps: Mapping[str, Keep], again: Mapping[str, Again] | None = None) -> None:
+    def start(
+        self,
+        keeps: Mapping[str, Keep],
+        again: Mapping[str, Again] | None = None,
+        hears: Mapping[str, Hear] | None = None,
+    ) -> None:
         """Begin, with what an earlier service left unfinished: jobs of a kind in `again` go in line, others failed."""
-        self._keeps, self._again = dict(keeps), dict(again or {})
+        self._keeps, self._again, self._hears = dict(keeps), dict(again or {}), dict(hears or {})
         left = select(jobs.c.id, jobs.c.kind).where(jobs.c.state.in_(("queued", "running")))
         with reading(self._engine) as connection:
             found = connection.execute(left.order_by(jobs.c.created_at, jobs.c.id)).all()
         for job_id, kind in found:
             self._take_up(job_id, kind)
-        for number in range(self._at_once):
-            thread = threading.Thread(target=self._work, name=f"job-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        for live, count in self._at_once.items():
+            for number in range(count):
+                name = f"{'live-' if live else ''}job-{number}"
+                thread = threading.Thread(target=self._work, args=(self._lines[live],), name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
 
     def _take_up(self, job_id: str, kind: str) -> None:
         try:
@@ -138,7 +163,7 @@ class Runner:
             return
         self._set(job_id, state="queued")
         self._tasks[job_id] = task
-        self._line.put(task)
+        self._lines[kind in LIVE].put(task)
         log.info("job goes on after a restart", extra={"job": job_id})
 
     def stop(self) -> None:
@@ -148,8 +173,9 @@ class Runner:
             if not task.cancelled.is_set():
                 self._interrupted.add(task.job_id)
             task.cancelled.set()
-        for _ in self._threads:
-            self._line.put(None)
+        for line in self._lines.values():
+            for _ in self._threads:
+                line.put(None)
 
     def join(self, timeout_s: float) -> None:
         """Wait until the job threads have ended, `timeout_s` at most for each."""
@@ -161,7 +187,8 @@ class Runner:
 
         Raises `TemporaryError` when too many jobs wait or the database is away; then nothing of them is there.
         """
-        if self._line.qsize() + len(new) > self._waiting or self._stopping.is_set():
+        line = self._lines[kind in LIVE]
+        if line.qsize() + len(new) > self._waiting or self._stopping.is_set():
             raise TemporaryError("too many jobs are waiting", 10)
         tasks = [Task(f"{kind}-{secrets.token_hex(6)}", kind, threading.Event(), one.wish) for one in new]
         try:
@@ -178,7 +205,7 @@ class Runner:
             raise
         for task in tasks:
             self._tasks[task.job_id] = task
-            self._line.put(task)
+            line.put(task)
         return [task.job_id for task in tasks]
 
     def cancel(self, job_id: str) -> None:
@@ -223,8 +250,8 @@ class Runner:
             shutil.copyfile(source, folder / name)
         (folder / JOB).write_text(json.dumps(spec))
 
-    def _work(self) -> None:
-        while (task := self._line.get()) is not None and not self._stopping.is_set():
+    def _work(self, line: queue.Queue[Task | None]) -> None:
+        while (task := line.get()) is not None and not self._stopping.is_set():
             try:
                 self._do(task)
             finally:
@@ -245,11 +272,14 @@ class Runner:
 
     def _run_on(self, task: Task) -> Report:
         """Run a job to its end; one that goes on from a checkpoint also when its process is killed now and then."""
-        left_s, kills, reached = self._limits.time_s, 0, 0
+        limits = self._limits
+        if task.kind in LIVE:
+            limits = replace(limits, time_s=math.inf, events_s=LIVE_EVENTS_BYTES_S)
+        left_s, kills, reached = limits.time_s, 0, 0
         while True:
             begun = time.monotonic()
-            writer = _Progress(lambda values: self._set(task.job_id, **values))
-            report = self._run(task, replace(self._limits, time_s=left_s), writer.take)
+            writer = _Progress(lambda values: self._set(task.job_id, **values), task.kind in LIVE)
+            report = self._run(task, replace(limits, time_s=left_s), partial(self._hear, task, writer))
             writer.write()
             left_s -= time.monotonic() - begun
             if not report.killed or task.kind not in self._again or task.cancelled.is_set() or left_s <= 0:
@@ -263,6 +293,13 @@ class Runner:
                 _clear(self.folder / task.job_id, GOES_ON_WITH)
             except OSError as error:
                 return Report("failed", f"{report.reason}, and cannot go on: {error}")
+
+    def _hear(self, task: Task, writer: _Progress, event: Event) -> None:
+        if event["event"] in writer.KINDS:
+            writer.take(event)
+        elif hear := self._hears.get(task.kind):
+            write = hear(task.job_id, self.folder / task.job_id, event)
+            self._set(task.job_id, write, state="running")
 
     def _run(self, task: Task, limits: Limits, on_event: Callable[[Event], None]) -> Report:
         folder = self.folder / task.job_id
@@ -311,23 +348,30 @@ class Runner:
 class _Progress:
     """Gathers what a job reports and writes it now and then."""
 
-    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+    KINDS = ("progress", "metrics")
+
+    def __init__(self, write: Callable[[dict[str, Any]], None], live: bool = False) -> None:
         self._write = write
+        self._live = live
         self._values: dict[str, Any] = {}
         self._metrics: list[Event] = []
         self._next_s = 0.0
-
-    @property
-    def count(self) -> int:
-        """How many metrics came."""
-        return len(self._metrics)
+        self.count = 0
+        """How far the job came: how many metrics it told; of a live job, of how many records."""
 
     def take(self, event: Event) -> None:
         """One progress or metrics event."""
         event = dict(event)
         if event.pop("event") == "progress":
             self._values["progress"] = event
+        elif self._live:
+            records = event.get("records")
+            self.count = max(self.count, records) if isinstance(records, int) else self.count
+            self._metrics.append(event)
+            thin(self._metrics)
+            self._values["metrics"] = self._metrics
         elif self.count < MAX_METRICS:
+            self.count += 1
             self._metrics.append(event)
             self._values["metrics"] = self._metrics
         if time.monotonic() >= self._next_s:

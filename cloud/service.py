@@ -61,6 +61,7 @@ def open_service(settings: CloudSettings, stop: threading.Event) -> Service | No
         limits,
         settings.check_time_s,
         at_once=settings.jobs_at_once,
+        live_at_once=settings.live_jobs_at_once,
         waiting=settings.jobs_waiting,
     )
     data = settings.data.resolve()

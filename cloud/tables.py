@@ -96,7 +96,39 @@ trainings = Table(
     Column("settings", JSON, nullable=False),
     Column("sha256", String(64)),  # of the trained model
     Column("comparison", String(40)),  # the same for all that one request began
+    Column("online", String(40)),  # the online job whose candidate it is; null: a training of its own
     Index(None, "comparison"),
+)
+
+online_jobs = Table(
+    "online_jobs",
+    metadata,
+    Column("id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("model", String(63), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("training", String(40)),  # whose result it began from; null: the version itself
+    Column("stream_id", String(63), nullable=False),
+    Column("announcement", JSON, nullable=False),  # as it was when the job began
+    Column("topics", JSON, nullable=False),
+    Column("consumers", String(63), nullable=False),  # its consumer group
+    Column("trained_on", JSON, nullable=False),  # slices that the model knew already
+    Column("settings", JSON, nullable=False),
+    Column("partition", JSON),  # settings of its candidates' partitions; null: they are not cut
+    Column("sha256", String(64)),  # of the model at the end
+)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("online", String(40), ForeignKey("online_jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1
+    Column("sha256", String(64), nullable=False),
+    Column("slices", JSON, nullable=False),  # what of the stream certifies
+    Column("told", JSON, nullable=False),  # why it was proposed
+    Column("proposed_at", BigInteger, nullable=False),
+    Column("training", String(40)),  # under which it is on record; null: not yet
+    Column("partition", String(40)),
+    Column("reason", String),  # why nothing more comes of it
 )
 
 partitions = Table(

@@ -19,6 +19,8 @@ from sluice.wire.manifest import first_cause
 
 DONE, FAILED = 0, 2
 MAX_JOB_BYTES = 10_000_000
+FILE_BYTES = 4_000_000
+"""At this size the file of events is begun anew."""
 
 JobT = TypeVar("JobT", bound=BaseModel)
 
@@ -33,6 +35,11 @@ class Events:
         """Append one event."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
+            size = file.tell()
+        if size > FILE_BYTES:  # of a job that runs for ever; whoever reads it has the old file open and goes on there
+            new = self._path.with_suffix(".new")
+            new.touch()
+            new.replace(self._path)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """What is being done, steps done, steps in all."""

@@ -162,6 +162,6 @@ def _partition(job: PartitionJob, folder: Path, events: Events, descriptor: int)
         folder / BUNDLE,
         source,
         job.settings,
-        train=part(to_train),
+        train=part(to_train) if len(to_train) else None,
         progress=events.progress,
     )

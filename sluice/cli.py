@@ -27,6 +27,7 @@ EXTRA_OF = {
     "sluice.dev": "demo",
     "sluice.daily": "client",
     "sluice.harvest": "client",
+    "sluice.online": "client",
     "sluice.streams": "client",
     "sluice.letters": "client",
 }

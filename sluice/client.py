@@ -113,6 +113,48 @@ class Client:
         """The trained model as the bytes of a `.keras` file."""
         return self._door.get_bytes(f"/v1/trainings/{training_id}/model", limit)
 
+    def learn_on(
+        self,
+        stream_id: str,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        training: str | None = None,
+        topics: Sequence[str] = (),
+        partition: Json | None = None,
+        cut: bool = True,
+        **settings: Any,
+    ) -> Json:
+        """Begin to learn on from a live stream, with a version of a model or the result of a training.
+
+        `topics`: those of the announced stream by default. `settings` as `sluice.wire.online.OnlineSettings` has them;
+        `partition`: those of its candidates' partitions, which not `cut` are versions alone.
+        """
+        begin = {"model": model, "version": version, "training": training}
+        where = {"stream_id": stream_id, "topics": list(topics)}
+        cutting = (partition or {}) if cut else None
+        return self._json("POST", "/v1/online", {**begin, **where, "settings": settings, "partition": cutting})
+
+    def online(self, online_id: str) -> Json:
+        """An online job: state, metrics so far, candidates."""
+        return self._json("GET", f"/v1/online/{online_id}")
+
+    def online_jobs(self) -> list[Json]:
+        """The newest online jobs, each with the last of its metrics."""
+        return self._list("/v1/online")
+
+    def cancel_online(self, online_id: str) -> Json:
+        """End an online job; its candidates stay."""
+        return self._json("POST", f"/v1/online/{online_id}/cancel")
+
+    def learnt_model(self, online_id: str, limit: int = 2_000_000_000) -> bytes:
+        """The model of an online job that is done, as the bytes of a `.keras` file."""
+        return self._door.get_bytes(f"/v1/online/{online_id}/model", limit)
+
+    def wait_for_online(self, online_id: str, on_change: OnJob = lambda _job: None) -> Json:
+        """Wait until an online job is done, if it ever is; as `wait_for_training`."""
+        return self._wait(f"/v1/online/{online_id}", on_change)
+
     def partition(self, training_id: str, **settings: Any) -> Json:
         """Start to cut a trained model; `settings` as `sluice partition` takes them (`docs/partition.md`)."""
         return self._json("POST", "/v1/partitions", {"training": training_id, "settings": settings})

@@ -23,7 +23,7 @@ from cloud.database import reading, writing
 from cloud.problems import missing
 from cloud.service import Service, ServiceDep
 from cloud.settings import MB
-from cloud.tables import model_versions, now_us, trainings
+from cloud.tables import candidates, model_versions, now_us, online_jobs, trainings
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.manifest import first_cause
 from sluice.wire.names import Name, check_name
@@ -148,11 +148,17 @@ def add_version(service: ServiceDep, name: str, new: NewVersion, response: Respo
         raise missing("training", new.training)
     if found["sha256"] is None:
         raise HTTPException(409, f"training {new.training!r} is not done: there is no model of it")
-    with service.models.path(found["sha256"]).open("rb") as content:
-        known, view = _add(service, name, "keras", content, service.settings.job_output_mb * MB, new.training)
+    known, view = add_trained(service, name, found["sha256"], new.training)
     if known:
         response.status_code = 200
     return view
+
+
+def add_trained(service: Service, name: str, sha256: str, training: str) -> tuple[bool, ModelView]:
+    """Check a stored model that a training made, and keep it as the next version of `name`; whether it was the newest
+    already. Raises `PermanentError` when it is broken, `TemporaryError` when it cannot be checked now."""
+    with service.models.path(sha256).open("rb") as content:
+        return _add(service, name, "keras", content, service.settings.job_output_mb * MB, training)
 
 
 def _add(
@@ -205,9 +211,9 @@ def _record(
 
 
 def _forget(service: Service, stored: Stored) -> None:
-    """Remove the content of a model that was refused, unless some version or some training's result is the same."""
+    """Remove the content of a model that was refused, unless something else on record is the same."""
     with reading(service.engine) as connection:
-        for table in (model_versions, trainings):
+        for table in (model_versions, trainings, online_jobs, candidates):
             same = select(func.count()).select_from(table).where(table.c.sha256 == stored.sha256)
             if connection.execute(same).scalar():
                 return

@@ -94,10 +94,16 @@ def require_whole(service: Service, stream_id: str, announcement: dict[str, Any]
             raise HTTPException(410, f"slice {text} of stream {stream_id!r} is {left}: send the data again")
 
 
-def wish_for(service: Service, announcement: dict[str, Any], bad_most: int = 0, classes: int | None = None) -> str:
+def wish_for(
+    service: Service,
+    announcement: dict[str, Any],
+    bad_most: int = 0,
+    classes: int | None = None,
+    live: dict[str, Any] | None = None,
+) -> str:
     """The stream that a job is to be fed with, and how to reach it (`sluice.streams.feed.Wish`), as JSON."""
     kafka = service.settings.kafka.model_dump()
-    wish = {"kafka": kafka, "stream": announcement, "bad_most": bad_most, "classes": classes or None}
+    wish = {"kafka": kafka, "stream": announcement, "bad_most": bad_most, "classes": classes or None, "live": live}
     return json.dumps(wish)
 
 

@@ -73,6 +73,8 @@ class TrainingView(JobView):
     """Of the trained model, once it is done."""
     comparison: str | None
     """The same for all trainings that one request began."""
+    online: str | None
+    """The online job whose candidate it is: then `version` is the one that it became."""
 
 
 class ComparisonView(BaseModel):

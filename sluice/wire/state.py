@@ -183,7 +183,8 @@ class Announcement(State):
     slices: list[str] = Field(min_length=1)
     format: str
     config: dict[str, object] = {}
-    validation_rate: float = Field(ge=0, lt=1)
+    validation_rate: float = Field(ge=0, le=1)
+    """Share that is not trained on; all of it, where only the partitioner shall have it."""
     count: int = Field(ge=0, lt=2**63)
     part: int = Field(default=1, ge=1)
     """Which part of the stream this is, where several producers send it."""

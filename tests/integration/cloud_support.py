@@ -53,6 +53,18 @@ elif job["kind"] == "training":
     (folder / "model.keras").write_text("broken" if "spoilt" in source else "trained " + source)
     told = {"metrics": {"final": {"accuracy": 0.9}}, "confusion": {"final": {"matrix": [[1]]}}}
     say("done", result={**told, "records": 1, "seconds": 0.1})
+elif job["kind"] == "online":
+    metrics = {"final": {"accuracy": 0.9, "whole_accuracy": 0.8}}
+    for records in range(1000):
+        say("metrics", records=records, lag=0, drifts=0, metrics=metrics)
+    (folder / "candidate-1.keras").write_text("broken" if "spoilt" in source else "learnt " + source)
+    slices = ["elsewhere:0:0:1"] if "astray" in source else job["stream"]["slices"]
+    for number in (1, 1, 2) if "hasty" in source else (1, 1):
+        say("candidate", number=number, slices=slices, told={"accuracy": 0.9, "accuracy_before": 0.5})
+    while "slow" in source:
+        time.sleep(0.1)
+    (folder / "model.keras").write_text("last")
+    say("done", result={"records": 999, "drifts": 0, "metrics": metrics})
 else:
     sys.path.insert(0, BUNDLE_MAKER)
     from bundle_maker import make_bundle
@@ -118,7 +130,7 @@ def programs(folder: Path) -> dict[str, Program]:
     folder.mkdir(exist_ok=True)
     (folder / "bundle_maker.py").write_text(BUNDLE_MAKER)
     (folder / "small.py").write_text(PROGRAM.replace("BUNDLE_MAKER", repr(str(folder))))
-    return dict.fromkeys(("check", "training", "partition"), Program("small", folder))
+    return dict.fromkeys(("check", "training", "partition", "online"), Program("small", folder))
 
 
 @contextmanager

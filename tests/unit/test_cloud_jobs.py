@@ -305,7 +305,7 @@ def engine(tmp_path: Path) -> Engine:
 
 
 def runner(bench: Bench, engine: Engine, body: str, **changes: Any) -> Runner:
-    programs = dict.fromkeys(("check", "training"), bench.program(body))
+    programs = dict.fromkeys(("check", "training", "online"), bench.program(body))
     return Runner(engine, bench.data, LIMITS, 20.0, programs=programs, **changes)
 
 
@@ -414,6 +414,85 @@ def test_stopping_ends_jobs_and_a_restart_calls_them_failed(bench: Bench, engine
     states = [row_of(engine, job_id) for job_id in (first, second)]
     assert [row["state"] for row in states] == ["failed", "failed"]
     assert states[1]["reason"] == "the service was restarted"
+
+
+def begin_live(jobs_of: Runner, spec: dict[str, Any] | None = None) -> str:
+    (job_id,) = jobs_of.begin("online", [Job(spec or {}, {}, nothing)])
+    return job_id
+
+
+def test_a_live_job_takes_no_place_from_the_others_and_has_no_end_by_time(bench: Bench, engine: Engine) -> None:
+    body = """
+    kind = json.loads((folder / "job.json").read_text())["kind"]
+    say("metrics", records=1, epoch=1)
+    time.sleep(600 if kind == "online" else 0)
+    say("done", result={})
+    """
+    programs = dict.fromkeys(("training", "online"), bench.program(body))
+    short = replace(LIMITS, time_s=1.0)
+    jobs_of = Runner(engine, bench.data, short, 20.0, programs=programs, live_at_once=1)
+    jobs_of.start({})
+    live, waiting = (begin_live(jobs_of) for _ in range(2))
+    begun = time.monotonic()
+    for _ in range(3):
+        assert ended(engine, begin(jobs_of))["state"] == "done"
+    while time.monotonic() < begun + 2 * short.time_s:
+        assert ended(engine, begin(jobs_of))["state"] == "done"
+    assert [row_of(engine, one)["state"] for one in (live, waiting)] == ["running", "queued"]
+    for one in (waiting, live):
+        jobs_of.cancel(one)
+        assert ended(engine, one)["state"] == "cancelled"
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
+def test_a_live_job_may_report_for_ever_within_a_bound(bench: Bench, engine: Engine) -> None:
+    """Its file of events begins anew now and then, and its older metrics are thinned out."""
+    body = """
+    sys.path.insert(0, CHECKOUT)
+    from partitioner import events
+    events.FILE_BYTES = 20_000
+    said, largest = events.Events(folder), 0
+    for records in range(3000):
+        said.say("metrics", records=records, metrics={"final": {"accuracy": 0.5}})
+        largest = max(largest, (folder / "events.jsonl").stat().st_size)
+        time.sleep(0.0005)
+    said.say("done", result={"largest": largest})
+    """
+    jobs_of = runner(bench, engine, body.replace("CHECKOUT", repr(str(Path(__file__).parents[2]))))
+    jobs_of.start({})
+    row = ended(engine, begin_live(jobs_of))
+    assert row["state"] == "done", row["reason"]
+    assert row["result"]["largest"] < 21_000
+    records = [entry["records"] for entry in row["metrics"]]
+    assert len(records) <= 500 and records == sorted(records)
+    assert records[0] == 0 and records[-100:] == list(range(2900, 3000))
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
+def test_what_a_live_job_proposes_is_heard_and_what_it_may_not_say_ends_it(bench: Bench, engine: Engine) -> None:
+    heard: list[int] = []
+
+    def hear(job_id: str, _folder: Path, event: Event) -> Callable[[Connection], None]:
+        if event["number"] > 2:
+            raise PermanentError("no more than two")
+        heard.append(event["number"])
+        row = {"hash": f"{job_id} {event['number']}", "role": "admin", "name": "n", "created_at": 1}
+
+        def write(connection: Connection) -> None:
+            connection.execute(insert(tokens).values(row))
+
+        return write
+
+    jobs_of = runner(bench, engine, "[say('candidate', number=n) for n in (1, 2, 3)]; time.sleep(600)")
+    jobs_of.start({}, hears={"online": hear})
+    row = ended(engine, begin_live(jobs_of))
+    assert (row["state"], row["reason"], heard) == ("failed", "no more than two", [1, 2])
+    with reading(engine) as connection:
+        assert len(connection.execute(select(tokens.c.hash)).all()) == 2
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
 
 
 def test_of_several_jobs_all_are_put_in_line_or_none(bench: Bench, engine: Engine) -> None:

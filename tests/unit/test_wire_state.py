@@ -180,7 +180,7 @@ WRONG: list[tuple[type[State], dict[str, Any], str]] = [
     (Reported, {"device_id": "d", "agent_version": "1", "counters": {"readings": 10**300}}, "counters.readings: "),
     (DeadLetter, {"reason": "x" * 1001, "origin": "", "data": ""}, "DeadLetter: reason: "),
     (Announcement, {"stream_id": "s", "slices": [], "format": "raw", "validation_rate": 0, "count": 0}, "slices: "),
-    (Announcement, {"stream_id": "s", "slices": ["t"], "format": "raw", "validation_rate": 1, "count": 0}, "rate: "),
+    (Announcement, {"stream_id": "s", "slices": ["t"], "format": "raw", "validation_rate": 1.1, "count": 0}, "rate: "),
 ]
 
 
