@@ -10,9 +10,11 @@ module hands in an `Again`. Each run of a job tells all of its metrics, those of
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import queue
 import secrets
 import shutil
@@ -51,7 +53,9 @@ MAX_METRICS = 5000
 """Entries of a job's metrics; those of a live one are thinned out (`sluice.wire.thinning`)."""
 MOST_KILLS = 3
 """Runs of a job in a row that were killed before they came further, after which it has failed."""
-GOES_ON_WITH = (JOB, "input.keras", "checkpoint.npz")
+FINISH = "finish"
+"""A file that tells a live job to end well."""
+GOES_ON_WITH = (JOB, "input.keras", "checkpoint.npz", FINISH)
 """What is left in the folder of a job that goes on; a job runs foreign code, so nothing else, and no links."""
 
 Keep = Callable[[str, Path, dict[str, Any]], Callable[[Connection], None]]
@@ -217,6 +221,13 @@ class Runner:
                 waiting = (jobs.c.id == job_id) & (jobs.c.state == "queued")
                 ended = {"state": "cancelled", "reason": "cancelled", "ended_at": now_us()}
                 connection.execute(update(jobs).where(waiting).values(ended))
+
+    def finish(self, job_id: str) -> None:
+        """Tell a live job that waits or runs to come to its end, with what it has."""
+        if job_id in self._tasks:
+            path = self.folder / job_id / FINISH
+            with contextlib.suppress(FileExistsError):  # told already; a link of the job's making is not followed
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o644))
 
     def check(self, spec: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
         """Run a check job now and return its result; nothing of it stays.

@@ -143,8 +143,12 @@ class Client:
         """The newest online jobs, each with the last of its metrics."""
         return self._list("/v1/online")
 
+    def finish_online(self, online_id: str) -> Json:
+        """Let an online job come to its end; then what it has learnt is there (`learnt_model`)."""
+        return self._json("POST", f"/v1/online/{online_id}/finish")
+
     def cancel_online(self, online_id: str) -> Json:
-        """End an online job; its candidates stay."""
+        """End an online job without a model; its candidates stay."""
         return self._json("POST", f"/v1/online/{online_id}/cancel")
 
     def learnt_model(self, online_id: str, limit: int = 2_000_000_000) -> bytes:

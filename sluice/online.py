@@ -1,7 +1,7 @@
 """`sluice online`: a model learns on from a live stream, for a while or for ever; its candidates become versions.
 
 The job runs in the control plane. This command begins it and shows how it does; when it is stopped the job goes on,
-until `sluice online cancel`.
+until `sluice online finish` or `cancel`.
 """
 
 from __future__ import annotations
@@ -128,9 +128,17 @@ def show(
     Console().print(table)
 
 
+@online.command("finish")
+def finish(job: str, url: Url = None, token: Token = None) -> None:
+    """Let an online job come to its end; what it has learnt is its model then."""
+    with _client(url, token) as client:
+        client.finish_online(job)
+        print(f"{job} {client.wait_for_online(job)['state']}")
+
+
 @online.command("cancel")
 def cancel(job: str, url: Url = None, token: Token = None) -> None:
-    """End an online job; its candidates stay."""
+    """End an online job without a model; its candidates stay."""
     with _client(url, token) as client:
         print(f"{job} {client.cancel_online(job)['state']}")
 

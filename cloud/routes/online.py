@@ -265,9 +265,17 @@ def get_online(service: ServiceDep, online_id: str) -> OnlineView:
     return OnlineView(**row, candidates=_candidates(service, online_id).get(online_id, []))
 
 
+@router.post("/online/{online_id}/finish")
+def finish_online(service: ServiceDep, online_id: str) -> OnlineView:
+    """Let an online job come to its end: it is done within seconds, and what it has learnt is its model."""
+    get_online(service, online_id)
+    service.runner.finish(online_id)
+    return get_online(service, online_id)
+
+
 @router.post("/online/{online_id}/cancel")
 def cancel_online(service: ServiceDep, online_id: str) -> OnlineView:
-    """End an online job; its candidates stay. One that has ended stays as it is."""
+    """End an online job without a model; its candidates stay. One that has ended stays as it is."""
     get_online(service, online_id)
     service.runner.cancel(online_id)
     return get_online(service, online_id)

@@ -40,6 +40,8 @@ from sluice.wire.slices import parse_slice
 from sluice.wire.state import Announcement
 from sluice.wire.thinning import thin
 
+FINISH = "finish"
+"""The file in the job's folder by which it is told to come to an end."""
 PROGRESS_S = 2.0
 LOOK_S = 1.0
 """Time between two looks at how the learner does on the judging records that are kept."""
@@ -171,8 +173,10 @@ class Online:
 
     @property
     def over(self) -> bool:
-        """Whether there were enough records, or it took long enough."""
+        """Whether there were enough records, it took long enough, or it was told to come to an end."""
         records, seconds = self.settings.records, self.settings.seconds
+        if (self._folder / FINISH).exists():
+            return True
         if records is not None and self.standing.records >= records:
             return True
         return seconds is not None and self._now() >= seconds

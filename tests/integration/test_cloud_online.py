@@ -145,6 +145,17 @@ def test_an_online_job_needs_a_model_and_a_stream(cloud: Running, unique: str) -
     assert cloud.http.get("/v1/online/online-0").status_code == 404
 
 
+def test_an_endless_job_comes_to_an_end_when_it_is_told_to(
+    cloud: Running, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = data_stream(cloud, f"data-{unique}")
+    cloud.client.add_model("m", "slow")
+    started = cloud.client.learn_on(stream, model="m")["id"]
+    assert "done" in daily_command(cloud, monkeypatch, online, "finish", started)
+    assert cloud.client.learnt_model(started) == b"last"
+    assert cloud.client.finish_online(started)["state"] == "done"
+
+
 @pytest.fixture
 def service(kafka: Kafka, tmp_path: Path) -> Iterator[Process]:
     """The control plane and its results writer, as processes."""

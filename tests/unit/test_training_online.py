@@ -232,6 +232,15 @@ def test_it_ends_after_a_while_though_nothing_comes(cluster: KafkaCluster, tmp_p
     assert result["records"] == 50 and 4 <= result["seconds"] < 60
 
 
+def test_an_endless_one_comes_to_an_end_when_it_is_told_to(cluster: KafkaCluster, tmp_path: Path) -> None:
+    x, y = samples(300, 15)
+    folder = tmp_path / "endless"
+    folder.mkdir()
+    (folder / "finish").touch()
+    result = learnt(cluster, send(cluster, "endless", x, y), folder)
+    assert result["records"] == 0 and (folder / "model.keras").is_file()
+
+
 def test_the_learning_rate_falls_and_is_back_after_a_drift(cluster: KafkaCluster, tmp_path: Path) -> None:
     x, y = samples(3000, 13)
     stream = send(cluster, "rate", x, np.concatenate([y[:2000], (y[2000:] + 1) % 3]))
