@@ -96,7 +96,7 @@ class Heard:
                 )
         return found
 
-    def used(self, given: int, wait_s: float = 0.0) -> int:
+    def used(self, given: int, wait_s: float | None = 0.0) -> int:
         """How many of the `given` batches the job has used, by what it said last."""
         while not self.over and (line := self._line(wait_s)) is not None:
             said, wait_s = _checked(_Later, line), 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,7 @@ from edge_agent.sensor_avro import schema_of
 from sluice.stage.segment import RunningSegment, load_segments, prove
 from sluice.stage.step import unpack
 from sluice.streams import formats
+from sluice.streams.live import Heard
 from sluice.streams.samples import parse_config
 from sluice.wire import avro, messages, signing, state
 from sluice.wire.bundle import open_bundle
@@ -480,6 +482,19 @@ def _choosing(seeds: Sequence[bytes], count: int) -> list[bytes]:
     return [bytes((number,)) + seed for number in range(count) for seed in seeds]
 
 
+def _heard(data: bytes) -> None:
+    """What a job says to the process that reads Kafka for it."""
+    job, own = socket.socketpair()
+    with own:
+        with job:
+            job.sendall(data[:60_000])
+        heard = Heard(own)
+        begin = heard.begin(["t"])
+        assert all(topic == "t" and 0 <= offset < 2**63 for (topic, _), offset in begin.items())
+        while not heard.over:
+            assert 0 <= heard.used(3, None) <= 3
+
+
 def targets(bundle: Path | None = None) -> dict[str, Target]:
     """All targets by name; `golden` only where a folder with the bundle is given."""
     profile = [json.dumps(_PROFILE).encode()]
@@ -492,6 +507,7 @@ def targets(bundle: Path | None = None) -> dict[str, Target]:
         "profile": Target(lambda data: _ignore(parse_profile(data)), _some(profile), 1),
         "names": Target(_names, _some([b"sluice/pi-1/sensor/a", b"pi-1", b"sluice/pi-1/offload", "ü".encode()]), 1),
         "slices": Target(_slices, _some([b"digits:0:0:358", b"[a.b_c:12:3:999999999999999999]"]), 1),
+        "heard": Target(_heard, _some([b'{"from": [["t", 0, 7]]}\n{"used": 2}\n{"used": 3, "over": true}\n']), 1),
         "sensor": Target(_reading, _some(_choosing(READINGS, len(SENSORS))), 5),
         "stream": Target(_stream, _some(_stream_records()), 3),
     }
