@@ -8,8 +8,9 @@ Keys are partitioned by murmur2, as every other Kafka client does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast, overload
 
 import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient
@@ -92,6 +93,65 @@ class Record(NamedTuple):
     value: bytes
     timestamp_ms: int
     headers: Headers
+
+
+def _record(message: ck.Message) -> Record:
+    headers = message.headers()
+    return Record(
+        message.topic() or "",
+        message.partition() or 0,
+        message.offset() or 0,
+        _as_bytes(message.key()),
+        _as_bytes(message.value()) or b"",
+        message.timestamp()[1],
+        [(str(k), v) for k, v in list(headers)] if headers else [],
+    )
+
+
+def _place(message: ck.Message) -> TopicPartition:
+    return message.topic() or "", message.partition() or 0
+
+
+class Block(Sequence[Record]):
+    """Records of one topic partition in the order of their offsets, in columns: `offsets`, `keys`, `values`.
+
+    To make a `Record` of each takes longer than to read them, so that is done only of those that are asked for.
+    """
+
+    def __init__(self, messages: Sequence[ck.Message]) -> None:
+        self._messages = messages
+        self.offsets = cast("list[int]", [message.offset() for message in messages])
+
+    @property
+    def values(self) -> list[bytes]:
+        """The values; empty where a record has none."""
+        return cast("list[bytes]", [message.value() or b"" for message in self._messages])
+
+    @property
+    def keys(self) -> list[bytes | None]:
+        """The keys."""
+        return cast("list[bytes | None]", [message.key() for message in self._messages])
+
+    def within(self, begin: int, end: int) -> Block:
+        """Those with offsets from `begin` on, before `end`."""
+        if not self.offsets or (begin <= self.offsets[0] and self.offsets[-1] < end):
+            return self
+        return Block(self._messages[bisect_left(self.offsets, begin) : bisect_left(self.offsets, end)])
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Record]: ...
+    def __getitem__(self, at: int | slice) -> Record | list[Record]:
+        if isinstance(at, slice):
+            return [_record(message) for message in self._messages[at]]
+        return _record(self._messages[at])
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(_record, self._messages)
 
 
 Delivered = Callable[[Exception | None], None]
@@ -322,45 +382,49 @@ class KafkaReader:
 
         librdkafka's own `consume(n, timeout)` would wait the whole timeout for all n.
         """
-        first = self._consumer.poll(timeout_s)
-        if first is None:
-            self._look_for_stall()
-            return []
-        self._taken.clear()
-        rest = self._consumer.consume(most - 1, fill_s) if most > 1 else []
-        records = []
-        if (first.topic() or "", first.partition() or 0) in self._taken:
-            first = None  # it is someone else's by now, as librdkafka knows of the others
-        for message in rest if first is None else (first, *rest):
-            error = message.error()
-            if error is not None:
-                if error.code() == ck.KafkaError._PARTITION_EOF and self._on_end is not None:
-                    self._on_end((message.topic() or "", message.partition() or 0), message.offset() or 0)
-                elif error.code() not in _PASSING:
-                    log.warning("%s: Kafka: %s", self.name, error)
-                continue
-            headers = message.headers()
-            records.append(
-                Record(
-                    message.topic() or "",
-                    message.partition() or 0,
-                    message.offset() or 0,
-                    _as_bytes(message.key()),
-                    _as_bytes(message.value()) or b"",
-                    message.timestamp()[1],
-                    [(str(k), v) for k, v in list(headers)] if headers else [],
-                )
-            )
-        if records:
-            self._stalls.moves()
-            if isinstance(self._errors, _Errors):
-                self._errors.works()
+        records = [_record(message) for message in self._messages(most, timeout_s, fill_s)]
         if self._gaps is not None and self._on_overtaken is not None:
             for record in records:
                 self._gaps.see((record.topic, record.partition), record.offset)
             for place, count in self._gaps.lost().items():
                 self._on_overtaken(place, count)
         return records
+
+    def read_block(self, place: TopicPartition, most: int, timeout_s: float) -> Block:
+        """As `read`, of a topic partition that alone is assigned; what retention took is not looked for."""
+        messages = self._messages(most, timeout_s, 0.0)
+        if messages and not (_place(messages[0]) == place == _place(messages[-1])):
+            messages = [message for message in messages if _place(message) == place]  # of an earlier assignment
+        return Block(messages)
+
+    def _messages(self, most: int, timeout_s: float, fill_s: float) -> list[ck.Message]:
+        first = self._consumer.poll(timeout_s)
+        if first is None:
+            self._look_for_stall()
+            return []
+        self._taken.clear()
+        found = self._consumer.consume(most - 1, fill_s) if most > 1 else []
+        if _place(first) not in self._taken:  # else it is someone else's by now, as librdkafka knows of the others
+            found.insert(0, first)
+        messages = [message for message in found if message.error() is None]
+        if len(messages) < len(found):
+            self._tell(found)
+        if messages:
+            self._stalls.moves()
+            if isinstance(self._errors, _Errors):
+                self._errors.works()
+        return messages
+
+    def _tell(self, found: Sequence[ck.Message]) -> None:
+        """What came in place of records: ends of topic partitions, and trouble."""
+        for message in found:
+            error = message.error()
+            if error is None:
+                continue
+            if error.code() == ck.KafkaError._PARTITION_EOF and self._on_end is not None:
+                self._on_end(_place(message), message.offset() or 0)
+            elif error.code() not in _PASSING:
+                log.warning("%s: Kafka: %s", self.name, error)
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """Commit the next offset to read of each topic partition; False when they are someone else's by now.

@@ -30,12 +30,14 @@ from sluice.streams.samples import (
     StreamConfig,
     bad,
     category_numbers,
+    check_sizes,
     from_bytes,
     in_wire_dtype,
     label_of,
-    label_of_key,
+    labels_of_keys,
     number_of,
     to_bytes,
+    values_of,
 )
 from sluice.wire.errors import PermanentError, in_short
 
@@ -63,17 +65,19 @@ def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Lab
     """As `sluice.streams.formats.decode`, in the dtype of the wire."""
     schema = _value_schema(config)
     assert schema.kinds is not None
-    limit = config.size * (TEXT_BYTES if config.features else VALUE_BYTES) + OVERHEAD
-    for record in records:
-        if len(record.value) > limit:
-            raise bad(record, f"has {len(record.value)} bytes, {limit} at most are expected")
-    x: Array = np.empty((len(records), config.size), _dtype(schema, config))
-    y = np.full(len(records), NONE, np.int64)
-    lengths = np.fromiter((len(record.value) for record in records), np.int64, len(records))
-    for length in np.unique(lengths):
-        rows = np.flatnonzero(lengths == length).tolist()
-        alike = [records[i] for i in rows]
-        x[rows], y[rows] = _in_columns(alike, schema, config) or _one_by_one(alike, schema, config)
+    values = values_of(records)
+    check_sizes(records, values, config.size * (TEXT_BYTES if config.features else VALUE_BYTES) + OVERHEAD)
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    known = np.unique(lengths)
+    if len(known) == 1:
+        x, y = _in_columns(values, schema, config) or _one_by_one(records, schema, config)
+    else:
+        x = np.empty((len(values), config.size), _dtype(schema, config))
+        y = np.full(len(values), NONE, np.int64)
+        for length in known:
+            rows = np.flatnonzero(lengths == length).tolist()
+            found = _in_columns([values[i] for i in rows], schema, config)
+            x[rows], y[rows] = found or _one_by_one([records[i] for i in rows], schema, config)
     if config.y not in schema.kinds:
         y = _labels_of_keys(records, config)
     return in_wire_dtype(records, x, config).reshape(len(records), *config.shape), y
@@ -176,12 +180,12 @@ def _dtype(schema: Schema, config: StreamConfig) -> np.dtype[Any]:
     return config.wire_dtype if not config.features and schema.kinds[config.x] == "bytes" else np.dtype(np.float64)
 
 
-def _in_columns(records: Sequence[Encoded], schema: Schema, config: StreamConfig) -> tuple[Array, Labels] | None:
-    """(x (n, size), y (n,)) of records of equal length; None where they are not laid out alike."""
+def _in_columns(values: Sequence[bytes], schema: Schema, config: StreamConfig) -> tuple[Array, Labels] | None:
+    """(x (n, size), y (n,)) of bodies of equal length; None where they are not laid out alike."""
     assert schema.kinds is not None
     if any(feature.categories for feature in config.features):
         return None
-    columns = avro_columns.columns(schema.kinds, [record.value for record in records])
+    columns = avro_columns.columns(schema.kinds, values)
     if columns is None:
         return None
     y = columns.get(config.y)
@@ -198,7 +202,7 @@ def _in_columns(records: Sequence[Encoded], schema: Schema, config: StreamConfig
         x = columns[config.x]
     if x.ndim != 2 or x.shape[1] != config.size:
         return None
-    return x, np.full(len(records), NONE, np.int64) if y is None else y.astype(np.int64)
+    return x, np.full(len(values), NONE, np.int64) if y is None else y.astype(np.int64)
 
 
 def _one_by_one(records: Sequence[Encoded], schema: Schema, config: StreamConfig) -> tuple[Array, Labels]:
@@ -225,14 +229,16 @@ def _one_by_one(records: Sequence[Encoded], schema: Schema, config: StreamConfig
 def _labels_of_keys(records: Sequence[Encoded], config: StreamConfig) -> Labels:
     """Of each record the label that its key holds; `NONE` without a key."""
     if config.label_schema is None:
-        return np.array([label_of_key(record, config) for record in records], np.int64)
+        return labels_of_keys(records, config)
     schema = _key_schema(config)
-    found: dict[bytes | None, int] = {None: NONE}
-    for record in records:
-        if record.key is not None and record.key not in found:
-            label = _fields(record, record.key, schema.parsed)
-            found[record.key] = label_of(record, label if schema.kinds is None else label[config.y], config)
-    return np.array([found[record.key] for record in records], np.int64)
+
+    def in_schema(record: Encoded, config: StreamConfig) -> int:
+        if record.key is None:
+            return NONE
+        label = _fields(record, record.key, schema.parsed)
+        return label_of(record, label if schema.kinds is None else label[config.y], config)
+
+    return labels_of_keys(records, config, in_schema)
 
 
 def _fields(record: Encoded, body: bytes, schema: Any) -> Any:

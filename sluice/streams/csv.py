@@ -22,10 +22,13 @@ from sluice.streams.samples import (
     StreamConfig,
     bad,
     category_numbers,
+    check_sizes,
     in_wire_dtype,
     label_of,
     label_of_key,
+    labels_of_keys,
     number_of,
+    values_of,
 )
 
 CELL_BYTES = 100
@@ -37,11 +40,9 @@ def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Lab
     columns, features = _columns(config), _features(config)
     at = [columns.index(feature.name) for feature in features]
     label_at = columns.index(config.y) if config.y in columns else None
-    limit = len(columns) * CELL_BYTES + 1000
-    for record in records:
-        if len(record.value) > limit:
-            raise bad(record, f"has {len(record.value)} bytes, {limit} at most are expected")
-    cells = _numbers(records, len(columns), config)
+    values = values_of(records)
+    check_sizes(records, values, len(columns) * CELL_BYTES + 1000)
+    cells = _numbers(values, len(columns), config)
     if cells is not None and not any(feature.categories for feature in features):
         x = cells[:, at]
         y = _labels(records, None if label_at is None else cells[:, label_at], config)
@@ -87,19 +88,21 @@ def _columns(config: StreamConfig) -> tuple[str, ...]:
     return tuple(feature.name for feature in config.features) or tuple(f"x{i}" for i in range(config.size))
 
 
-def _numbers(records: Sequence[Encoded], columns: int, config: StreamConfig) -> Array | None:
+def _numbers(values: Sequence[bytes], columns: int, config: StreamConfig) -> Array | None:
     """All cells (n, columns) float64, if every one is a number and every row has all of them."""
     try:
-        rows = [record.value.decode("ascii") for record in records]
+        rows = b"\n".join(values).decode("ascii").split("\n")
+        if len(rows) != len(values):  # some have line ends of their own
+            rows = [value.decode("ascii") for value in values]
         cells = np.loadtxt(rows, np.float64, delimiter=config.delimiter, comments=None, quotechar='"', ndmin=2)
     except (UnicodeDecodeError, ValueError):
         return None
-    return cells if cells.shape == (len(records), columns) else None
+    return cells if cells.shape == (len(values), columns) else None
 
 
 def _labels(records: Sequence[Encoded], column: Array | None, config: StreamConfig) -> Labels:
     if column is None:
-        return np.array([label_of_key(record, config) for record in records], np.int64)
+        return labels_of_keys(records, config)
     whole = (column == np.trunc(column)) & (column >= 0) & (column < 2**31)
     if not whole.all():
         worst = int(np.argmin(whole))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sluice.doors.kafka import Block
 from sluice.streams import avro, csv, json, raw
 from sluice.streams.samples import NONE, Array, BadRecord, Encoded, Feature, Labels, StreamConfig, bad
 from sluice.wire.errors import PermanentError
@@ -72,13 +73,16 @@ def decode(
     `classes`: how many of them whoever asks can tell apart; a label beyond is no class for him.
     """
     kind = format_named(name)
-    left = list(records)
+    left = records
     while left:
         try:
             return _checked(kind, left, config, classes)
         except BadRecord as error:
             if on_bad is None:
                 raise
+            if isinstance(left, Block):  # whose records are made anew whenever they are asked for
+                left = list(left)
+                continue
             on_bad(error)
             left = [record for record in left if record is not error.record]
     return np.empty((0, *config.shape), np.uint8 if config.dtype == "uint8" else np.float32), np.empty(0, np.int64)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from sluice.streams.samples import (
     Array,
     Encoded,
@@ -13,23 +11,19 @@ from sluice.streams.samples import (
     StreamConfig,
     bad,
     from_bytes,
-    label_of_key,
+    labels_of_keys,
     to_bytes,
+    values_of,
 )
 
 
 def decode(records: Sequence[Encoded], config: StreamConfig) -> tuple[Array, Labels]:
     """As `sluice.streams.formats.decode`, in the dtype of the wire."""
-    wanted = config.nbytes
-    for record in records:
-        if len(record.value) != wanted:
-            raise bad(record, f"has {len(record.value)} bytes, not {wanted}")
-    x = from_bytes([record.value for record in records], config)
-    known: dict[bytes | None, int] = {}  # few keys are many records': each is looked at once
-    for record in records:
-        if record.key not in known:
-            known[record.key] = label_of_key(record, config)
-    return x, np.array([known[record.key] for record in records], np.int64)
+    values, wanted = values_of(records), config.nbytes
+    if set(map(len, values)) != {wanted}:
+        at = next(i for i, value in enumerate(values) if len(value) != wanted)
+        raise bad(records[at], f"has {len(values[at])} bytes, not {wanted}")
+    return from_bytes(values, config), labels_of_keys(records, config)
 
 
 def encode(sample: Array, label: int | None, config: StreamConfig) -> tuple[bytes | None, bytes]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice.doors.kafka import KafkaCluster, KafkaReader, Record, TopicPartition
+from sluice.doors.kafka import Block, KafkaCluster, KafkaReader, TopicPartition
 from sluice.streams.bad import BadRecords
 from sluice.streams.formats import decode
 from sluice.streams.samples import NONE, Array, Labels, StreamConfig, parse_config
@@ -29,6 +29,8 @@ BATCH = 1000
 """Records in one batch, at most."""
 MEMORY_BYTES = 2_000_000_000
 """So much of samples is kept in memory, unless told otherwise."""
+ALIGNED = 64
+"""Bytes of which a multiple is the address of samples in memory, so that TensorFlow can use them where they are."""
 STALLED_S = 30.0
 """How long Kafka may give nothing before reading is given up."""
 
@@ -57,8 +59,8 @@ class Batch:
 
 def read_slices(
     cluster: KafkaCluster, slices: Sequence[Slice], *, batch: int = BATCH, stalled_s: float = STALLED_S
-) -> Iterator[list[Record]]:
-    """The records of `slices`, slice by slice in the order given, in lists of up to `batch`.
+) -> Iterator[Block]:
+    """The records of `slices`, slice by slice in the order given, in blocks of up to `batch`.
 
     Raises `PermanentError` naming the slice that is not whole in Kafka and what is left of it, `TemporaryError` when
     Kafka gives nothing for `stalled_s` seconds.
@@ -102,18 +104,17 @@ def check_slice(reader: KafkaReader, piece: Slice, timeout_s: float = STALLED_S)
 
 def _read(
     reader: KafkaReader, piece: Slice, ends: dict[TopicPartition, int], batch: int, stalled_s: float
-) -> Iterator[list[Record]]:
+) -> Iterator[Block]:
     where = (piece.topic, piece.partition)
     ends.pop(where, None)
     reader.assign({where: piece.offset})
     position = piece.offset
     patience = time.monotonic() + stalled_s
     while position < piece.end:
-        records = reader.read(batch, 0.2)
-        inside = [r for r in records if (r.topic, r.partition) == where and piece.offset <= r.offset < piece.end]
-        if inside:
+        found = reader.read_block(where, batch, 0.2)
+        if inside := found.within(piece.offset, piece.end):
             yield inside
-        reached = max(ends.get(where, 0), *(r.offset + 1 for r in records), 0)
+        reached = max(ends.get(where, 0), found.offsets[-1] + 1 if found else 0)
         if reached > position:
             position = reached
             patience = time.monotonic() + stalled_s
@@ -184,7 +185,9 @@ def gather(
     size = count * config.size * dtype.itemsize
     x: Array
     if size <= memory_bytes:
-        x = np.empty((count, *config.shape), dtype)
+        room = np.empty(size + ALIGNED, np.uint8)
+        begin = -room.ctypes.data % ALIGNED
+        x = room[begin : begin + size].view(dtype).reshape(count, *config.shape)
     elif folder is not None:
         x = np.lib.format.open_memmap(folder / "samples.npy", "w+", dtype, (count, *config.shape))
     else:
@@ -218,11 +221,12 @@ def split_validation(
     for label in np.unique(labelled if len(labelled) else classes):
         members = np.flatnonzero(classes == label)
         # drawn as numbers and sorted: NumPy promises streams of random(), not of shuffle()
-        order = np.argsort(random.random(len(members)), kind="stable")
-        chosen.append(members[order[: round(len(members) * rate)]])
-    validation = np.sort(np.concatenate(chosen))
-    train = np.setdiff1d(np.arange(len(classes)), validation)
-    return train, validation
+        drawn = random.random(len(members))
+        if count := round(len(members) * rate):
+            chosen.append(members[np.argsort(drawn, kind="stable")[:count]])
+    held_out = np.zeros(len(classes), bool)
+    held_out[np.concatenate(chosen)] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def split_stream(

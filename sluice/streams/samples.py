@@ -7,13 +7,14 @@ or, of tabular data, one number a feature, where a category stands as its number
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sluice.doors.kafka import Block
 from sluice.wire.errors import PermanentError, in_short
 from sluice.wire.manifest import first_cause
 
@@ -40,6 +41,16 @@ class Encoded(Protocol):
     def key(self) -> bytes | None: ...
     @property
     def value(self) -> bytes: ...
+
+
+def values_of(records: Sequence[Encoded]) -> list[bytes]:
+    """The value of each."""
+    return records.values if isinstance(records, Block) else [record.value for record in records]
+
+
+def keys_of(records: Sequence[Encoded]) -> list[bytes | None]:
+    """The key of each."""
+    return records.keys if isinstance(records, Block) else [record.key for record in records]
 
 
 class Feature(BaseModel):
@@ -149,6 +160,26 @@ def label_of_key(record: Encoded, config: StreamConfig) -> int:
     except UnicodeDecodeError as error:
         raise bad(record, "has a key that is no text") from error
     return label_of(record, text, config)
+
+
+def labels_of_keys(
+    records: Sequence[Encoded], config: StreamConfig, of: Callable[[Encoded, StreamConfig], int] = label_of_key
+) -> Labels:
+    """The class numbers (n,) that the keys tell: few keys are many records', and each is looked at once."""
+    keys = keys_of(records)
+    known: dict[bytes | None, int] = {}
+    at = 0
+    for key in dict.fromkeys(keys):
+        at = keys.index(key, at)
+        known[key] = of(records[at], config)
+    return np.fromiter(map(known.__getitem__, keys), np.int64, len(keys))
+
+
+def check_sizes(records: Sequence[Encoded], values: Sequence[bytes], most: int) -> None:
+    """Raise `BadRecord` for the first of the values that takes more than `most` bytes."""
+    if values and max(map(len, values)) > most:
+        at = next(i for i, value in enumerate(values) if len(value) > most)
+        raise bad(records[at], f"has {len(values[at])} bytes, {most} at most are expected")
 
 
 def number_of(record: Encoded, value: object, feature: Feature, known: Mapping[str, int]) -> float:

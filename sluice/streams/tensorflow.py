@@ -6,8 +6,9 @@ shuffled and batched, and each batch is gathered in one go; single records never
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 from sluice.doors.kafka import KafkaCluster
 from sluice.streams.group import Group
-from sluice.streams.reader import MEMORY_BYTES, Batch, load_stream, split_stream
+from sluice.streams.reader import ALIGNED, MEMORY_BYTES, Batch, load_stream, split_stream
 from sluice.streams.samples import Array, Labels, StreamConfig
 from sluice.wire.state import Announcement
 
@@ -39,7 +40,8 @@ def datasets(
     """
     x, y = load_stream(cluster, announcement, folder=folder, memory_bytes=memory_bytes)
     train, held_out = split_stream(announcement, y, len(x))
-    return dataset(x, y, batch, seed, rows=train), dataset(x, y, batch, rows=held_out)
+    to_train = dataset(x, y, batch, seed, rows=train)
+    return to_train, dataset(x, y, batch, rows=held_out) if len(held_out) else to_train.take(0)
 
 
 def dataset(
@@ -51,23 +53,44 @@ def dataset(
 ) -> tf.data.Dataset:
     """Batches of (x (b, *shape), y (b,)), or of x alone without labels; shuffled anew in each epoch if a seed is given.
 
-    `rows`: only those samples. The last batch may be smaller. The same seed gives the same order.
+    `rows`: only those samples. The last batch may be smaller. The same seed gives the same order. `x` may not change
+    while the dataset is in use.
     """
-    at = np.arange(len(x)) if rows is None else np.asarray(rows)
-    order = tf.data.Dataset.from_tensor_slices(at)
-    if shuffle_seed is not None and len(at):
-        order = order.shuffle(len(at), seed=shuffle_seed, reshuffle_each_iteration=True)
-    values = gatherer(x)
-    if y is None:
-        return order.batch(batch).map(values).prefetch(2)
-    labels = tf.constant(y)
-    return order.batch(batch).map(lambda these: (values(these), tf.gather(labels, these))).prefetch(2)
+    at = tf.range(len(x), dtype=tf.int64) if rows is None else tf.constant(rows, tf.int64)
+    values, labels = gatherer(x), None if y is None else tf.constant(y)
+    orders = tf.data.Dataset.from_tensors(at)
+    if shuffle_seed is not None:
+        seeds = tf.data.Dataset.random(shuffle_seed, rerandomize_each_iteration=True).take(1)
+        orders = seeds.map(lambda drawn: tf.random.experimental.stateless_shuffle(at, (shuffle_seed, drawn)))
+
+    def of(these: tf.Tensor) -> Any:
+        return values(these) if y is None else (values(these), tf.gather(labels, these))
+
+    count = math.ceil(int(tf.size(at)) / batch)  # told to Keras, which warns of data that end
+    return in_batches(orders, batch, of).apply(tf.data.experimental.assert_cardinality(count))
+
+
+def in_batches(orders: tf.data.Dataset, batch: int, of: Callable[[tf.Tensor], Any]) -> tf.data.Dataset:
+    """What `of` makes of row numbers (b,), batch by batch; an element of `orders` has all row numbers (n,) of an epoch.
+
+    They are cut in pieces as a whole: one by one they would take longer than the samples themselves. Of what tf.data
+    offers to find out while it runs, nothing is used, since that takes longer than a small epoch.
+    """
+
+    def cut(rows: tf.Tensor) -> tf.data.Dataset:
+        begins = tf.data.Dataset.range(0, tf.size(rows, tf.int64), batch)
+        return begins.map(lambda begin: of(rows[begin : begin + batch]))
+
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    options.autotune.enabled = False
+    return orders.flat_map(cut).prefetch(2).with_options(options)
 
 
 def gatherer(x: Array) -> Any:
     """Row numbers (b,) to samples (b, *shape): by TensorFlow from memory, by NumPy from a file."""
     if not isinstance(x, np.memmap):
-        values = tf.constant(x)
+        values = _as_tensor(x)
         return lambda these: tf.gather(values, these)
 
     def from_file(these: tf.Tensor) -> tf.Tensor:
@@ -76,6 +99,13 @@ def gatherer(x: Array) -> Any:
         return found
 
     return from_file
+
+
+def _as_tensor(x: Array) -> tf.Tensor:
+    """The same memory where it is as TensorFlow wants it, which that of a stream is; else a copy."""
+    if not x.size or x.ctypes.data % ALIGNED or not (x.flags.c_contiguous and x.flags.writeable):
+        return tf.constant(x)
+    return tf.experimental.dlpack.from_dlpack(x.__dlpack__())
 
 
 def group_dataset(group: Group, config: StreamConfig) -> tuple[tf.data.Dataset, keras.callbacks.Callback]:
