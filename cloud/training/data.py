@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from cloud.training.parts import Rows
 from sluice.streams.samples import Array, Labels
-from sluice.streams.tensorflow import gatherer
+from sluice.streams.tensorflow import gatherer, in_batches
 
 LOOKED_AT = 256
 """Samples in a batch that is only looked at."""
@@ -26,29 +27,38 @@ class Samples:
 
     def looked_at(self, rows: Rows) -> tf.data.Dataset:
         """Batches of (x, y by exit) of these rows, in their order."""
-        return tf.data.Dataset.from_tensor_slices(rows).batch(LOOKED_AT).map(self._of).prefetch(2)
+        batches = in_batches(tf.data.Dataset.from_tensors(rows), LOOKED_AT, self._of)
+        return batches.apply(tf.data.experimental.assert_cardinality(math.ceil(len(rows) / LOOKED_AT)))
 
     def trained_on(
-        self, order: Callable[[], Rows], batch: int, y: Labels | None = None, weights: Any = None
+        self,
+        order: Callable[[int], Rows],
+        epochs: range,
+        batch: int,
+        y: Labels | None = None,
+        weights: Any = None,
     ) -> tf.data.Dataset:
-        """Batches of (x, y by exit), with `weights` (n,) of the samples of (x, y by exit, weight).
+        """Batches of (x, y by exit), with `weights` (n,) of the samples of (x, y by exit, weight), of one epoch after
+        the other.
 
-        Each time that it is gone through, `order` says which rows, and in what order. `y` (n,): other labels.
+        `order` says which rows an epoch has, and in what order. `y` (n,): other labels.
         """
 
-        def whole() -> Iterator[Rows]:
-            yield order()
+        def rows_of(epoch: tf.Tensor) -> tf.Tensor:
+            found = tf.numpy_function(lambda number: order(int(number)), [epoch], tf.int64)
+            return tf.ensure_shape(found, (None,))
 
-        rows = tf.data.Dataset.from_generator(whole, output_signature=tf.TensorSpec((None,), tf.int64)).unbatch()
+        orders = tf.data.Dataset.range(epochs.start, epochs.stop).map(rows_of).prefetch(1)
         labels = self._labels if y is None else tf.constant(y)
-        if weights is None:
-            return rows.batch(batch).map(lambda these: self._of(these, labels)).prefetch(2)
-        by_row = tf.constant(weights)
+        by_row = None if weights is None else tf.constant(weights)
+
+        def unweighted(these: tf.Tensor) -> Any:
+            return self._of(these, labels)
 
         def weighted(these: tf.Tensor) -> Any:
             return *self._of(these, labels), tf.gather(by_row, these)
 
-        return rows.batch(batch).map(weighted).prefetch(2)
+        return in_batches(orders, batch, unweighted if weights is None else weighted)
 
     def _of(self, rows: tf.Tensor, labels: Any = None) -> Any:
         x = tf.cast(self._values(rows), self._dtype)

@@ -31,6 +31,8 @@ from sluice.wire.training import TrainingSettings
 
 CHECKPOINT_EVERY_S = 1.0
 """Epochs that are shorter than this share a checkpoint."""
+CHECKPOINT_REST = 100
+"""After a checkpoint comes none for so many times as long as it took to write."""
 
 Metrics = dict[str, dict[str, float]]
 """By exit: loss, accuracy and perhaps top_k; the same with val_ of the validation part, with stop_ of what early
@@ -74,23 +76,34 @@ def fit(
     run = _Run(trained, exits, parts, settings, folder)
     for number in range(1, run.epoch):
         report(*run.told(number))
-    looked_at = {"val_": parts.held_out, "stop_": parts.stop}
-    asked = {prefix: samples.looked_at(rows) for prefix, rows in looked_at.items() if len(rows)}
+    held_out, to_stop = (samples.looked_at(rows) if len(rows) else None for rows in (parts.held_out, parts.stop))
+
+    def ended(logs: dict[str, float]) -> None:
+        if to_stop is not None:
+            seen = trained.evaluate(to_stop, verbose=0, return_dict=True)
+            logs = logs | {f"stop_{name}": value for name, value in seen.items()}
+        metrics = metrics_of(exits, logs)
+        _require_numbers(metrics, run.epoch, settings)
+        run.done(metrics)
+        report(*run.told(run.epoch - 1))
+        trained.stop_training = run.standing.over
+
     there_is_more = True
     while there_is_more:
         known, weights = _labelled(y, parts, run.pseudo, found.classes, settings, labels)
-        to_train = samples.trained_on(run.order, settings.batch, known, weights)
         while run.goes_on:
-            # one epoch a call and its steps told: Keras warns of data that end, and begins the next epoch's too early
-            told = trained.fit(to_train, steps_per_epoch=run.steps, verbose=0, shuffle=False).history
-            logs = {name: values[0] for name, values in told.items()}
-            for prefix, dataset in asked.items():
-                seen = trained.evaluate(dataset, verbose=0, return_dict=True)
-                logs |= {prefix + name: value for name, value in seen.items()}
-            metrics = metrics_of(exits, logs)
-            _require_numbers(metrics, run.epoch, settings)
-            run.done(metrics)
-            report(*run.told(run.epoch - 1))
+            epochs, steps = run.alike()
+            # in one call, since each one sets up its data anew; the steps are told, since Keras warns of data that end
+            trained.fit(
+                samples.trained_on(run.order, epochs, settings.batch, known, weights),
+                initial_epoch=epochs.start - 1,
+                epochs=epochs.stop - 1,
+                steps_per_epoch=steps,
+                validation_data=held_out,
+                callbacks=[_AtEnd(ended)],
+                verbose=0,
+                shuffle=False,
+            )
         there_is_more = run.next_round(lambda: _label(trained, samples, y, parts, settings), found.classes)
     epoch = run.finish()
     matrices = _confusions(trained, samples, y, parts.held_out, found)
@@ -124,6 +137,19 @@ def _label(trained: ByExit, samples: Samples, y: Labels, parts: Parts, settings:
         return given if trained.logits[name] else keras.ops.convert_to_numpy(log(given))
 
     return pseudo_labels(logits_of, y, parts, wanted)
+
+
+class _AtEnd(keras.callbacks.Callback):
+    """Calls `ended` with the metrics of each epoch, those of the validation part among them."""
+
+    def __init__(self, ended: Callable[[dict[str, float]], None]) -> None:
+        super().__init__()
+        self._ended = ended
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """What Keras calls."""
+        del epoch
+        self._ended(logs or {})
 
 
 class _Run:
@@ -177,14 +203,16 @@ class _Run:
         """Whether this round has another epoch."""
         return self.standing.steps < self._all and not self.standing.over
 
-    @property
-    def steps(self) -> int:
-        """Steps of this epoch; a round's last one may be short."""
-        return min(self._each, self._all - self.standing.steps)
+    def alike(self) -> tuple[range, int]:
+        """The next epochs of equally many steps, and how many these are: only a round's last one may be shorter."""
+        left = self._all - self.standing.steps
+        return range(self.epoch, self.epoch + max(1, left // self._each)), min(self._each, left)
 
-    def order(self) -> Rows:
-        """The rows of this epoch."""
-        return shuffled(self._train, self._settings.seed, self.epoch)[: self.steps * self._settings.batch]
+    def order(self, epoch: int) -> Rows:
+        """The rows of an epoch."""
+        before = epoch - 1 - self.standing.rounds[-1]["begun"]
+        steps = min(self._each, self._all - before * self._each)
+        return shuffled(self._train, self._settings.seed, epoch)[: steps * self._settings.batch]
 
     def told(self, epoch: int) -> tuple[int, int, Metrics, dict[str, int]]:
         """What is reported of an epoch that is done."""
@@ -196,15 +224,17 @@ class _Run:
     def done(self, metrics: Metrics) -> None:
         """This epoch is done: judge it, and keep a checkpoint now and then."""
         standing = self.standing
-        standing.steps += self.steps
+        standing.steps = min(self._all, standing.steps + self._each)
         standing.history.append(metrics)
         stopping = self._settings.early_stopping
         if stopping and standing.judge(stopping, self._value(len(standing.history))):
             self._best = _values(self._model_state) if stopping.restore_best else ()
-        if self._folder is not None and time.monotonic() >= self._next_s:
+        begun = time.monotonic()
+        if self._folder is not None and begun >= self._next_s:
             labelled = (self.pseudo.rows, self.pseudo.labels)
             checkpoint.save(self._folder, standing, _values(self._state), self._best, self._best_round, labelled)
-            self._next_s = time.monotonic() + CHECKPOINT_EVERY_S
+            now = time.monotonic()
+            self._next_s = now + max(CHECKPOINT_EVERY_S, CHECKPOINT_REST * (now - begun))
 
     def next_round(self, label: Callable[[], Pseudo], classes: int) -> bool:
         """End this round, go back to its best epoch where that is wished, and begin another one if there is to be one

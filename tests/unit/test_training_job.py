@@ -339,6 +339,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     from cloud.training import fit
 
     monkeypatch.setattr(fit, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(fit, "CHECKPOINT_REST", 0)
     whole: list[Any] = []
     weights, outcome = fitted(report=lambda *one: whole.append(one), **values)
     assert len(whole) == 4
