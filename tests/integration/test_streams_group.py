@@ -1,5 +1,13 @@
-"""Consumer groups on real Kafka: what was used is committed, what was not is read again, lag is told."""
+"""Consumer groups on real Kafka: what was used is committed, what was not is read again, readers share, lag is told."""
 
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +22,7 @@ from sluice.streams.send import send_stream
 from sluice.wire.names import DEAD_LETTER
 from sluice.wire.state import Announcement
 from tests.brokers.kafka import Kafka
+from tests.integration.group_member import BATCH
 
 pytestmark = pytest.mark.brokers
 
@@ -54,6 +63,93 @@ def test_it_goes_on_where_it_stopped(cluster: KafkaCluster, stream: Announcement
     assert sorted(seen) == X[:, 0].tolist(), "each once: what was not used was read again, what was used was not"
     with member(cluster, stream) as third:
         assert list(third) == []
+
+
+class Members:
+    """Members of one group, each a process, and what they used: (member, topic partition, number), as it was said."""
+
+    def __init__(self, kafka: Kafka, topic: str) -> None:
+        self.command = [sys.executable, "-m", "tests.integration.group_member", kafka.bootstrap, topic]
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.used: list[tuple[str, int, int]] = []
+        self.gone: set[str] = set()
+        self._said: queue.Queue[tuple[str, str]] = queue.Queue()
+
+    def start(self, name: str) -> None:
+        process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.processes[name] = process
+        threading.Thread(target=self._hear, args=(name, process), daemon=True).start()
+
+    def _hear(self, name: str, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._said.put((name, line))
+        self._said.put((name, ""))
+
+    def until(self, what: Callable[[], bool], patience_s: float = 60) -> None:
+        deadline = time.monotonic() + patience_s
+        while not what():
+            try:
+                name, line = self._said.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"waited {patience_s} s in vain; {len(self.used)} uses so far") from None
+            if not line:
+                self.gone.add(name)
+            else:
+                self.used += [(name, place, number) for place, number in json.loads(line)]
+
+    def readers(self) -> dict[int, str]:
+        """Of each topic partition the member that used a record of it last."""
+        return {place: name for name, place, _ in self.used}
+
+    def tell_to_leave(self, name: str) -> None:
+        pipe = self.processes[name].stdin
+        assert pipe is not None
+        pipe.close()
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+
+
+@pytest.mark.parametrize("how", ["leaves", "is killed"])
+def test_readers_of_a_group_share(kafka: Kafka, cluster: KafkaCluster, unique: str, how: str) -> None:
+    """Each of two reads two of four topic partitions; when one goes the other one takes over, and nothing is lost."""
+    kafka.create_topic(unique, 4)
+    writer, written = KafkaWriter("numbers", cluster, linger_ms=0), 0
+    members = Members(kafka, unique)
+
+    def write() -> None:
+        """One more record on each topic partition."""
+        nonlocal written
+        for place in range(4):
+            writer.write(unique, np.array([place, written]).tobytes(), partition=place)
+        assert writer.flush(10) == 0
+        written += 1
+
+    def shared() -> bool:
+        write()
+        return sorted(Counter(members.readers().values()).values()) == [2, 2]
+
+    try:
+        for name in ("a", "b"):
+            members.start(name)
+        members.until(shared)
+        members.tell_to_leave("a") if how == "leaves" else members.processes["a"].kill()
+        members.until(lambda: "a" in members.gone)
+        write()
+        last = {("b", place, written - 1) for place in range(4)}
+        members.until(lambda: last <= set(members.used))
+    finally:
+        members.end()
+    times = Counter((place, number) for _, place, number in members.used)
+    assert set(times) == {(place, number) for place in range(4) for number in range(written)}, "each was used"
+    again = sum(count > 1 for count in times.values())
+    assert again <= (BATCH if how == "is killed" else 0), "what was committed is not read again"
 
 
 def test_bad_records_are_left_out_and_kept(cluster: KafkaCluster, stream: Announcement) -> None:
