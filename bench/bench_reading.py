@@ -25,6 +25,8 @@ REPETITIONS = 5
 RECORDS = 100_000
 BATCH = 128
 PARTITIONS = 2
+FIRST, SECOND = "first epoch, against a bare consume loop", "second epoch, against tf.data from memory"
+LIMITS = {f"raw: {FIRST}": 0.5} | {f"{name}: {SECOND}": 0.9 for name in ("csv", "avro", "raw")}
 FEATURES = tuple(Feature(name=f"f{i}") for i in range(18))
 
 
@@ -50,25 +52,42 @@ def run(console: Console) -> Report:
                 validation_rate=0.0,
                 partitions=PARTITIONS,
             )
-            for _ in range(REPETITIONS):
-                _repetition(report, cluster, announcement, x, y)
+            for repetition in range(REPETITIONS):
+                _repetition(report, cluster, announcement, x, y, bare_first=repetition % 2 == 0)
+    for row in report.rows:
+        _, _, ratio = row.medians()
+        if ratio is not None and ratio < LIMITS.get(row.what, 0.0):
+            report.notes.append(f"MISSED: {row.what}: {ratio:.2f}, {LIMITS[row.what]} wanted")
+    report.notes.append("wanted: first epoch of raw >= 0.5, those of csv and avro reported; second epochs >= 0.9")
     return report
 
 
 def _repetition(
-    report: Report, cluster: KafkaCluster, announcement: Announcement, x: np.ndarray, y: np.ndarray
+    report: Report,
+    cluster: KafkaCluster,
+    announcement: Announcement,
+    x: np.ndarray,
+    y: np.ndarray,
+    bare_first: bool,
 ) -> None:
     name = announcement.format
-    bare = consume(cluster.bootstrap, name, PARTITIONS, RECORDS)
+
+    def bare() -> float:
+        return consume(cluster.bootstrap, name, PARTITIONS, RECORDS)
+
+    baseline = bare() if bare_first else 0.0
     begun = time.perf_counter()
     train, _ = datasets(cluster, announcement, BATCH)
     epoch(train)
     first = time.perf_counter() - begun
-    row = report.row(f"{name}: first epoch, against a bare consume loop", "records/s")
+    row = report.row(f"{name}: {FIRST}", "records/s")
     row.ours.append(RECORDS / first)
-    row.baseline.append(RECORDS / bare)
+    row.baseline.append(RECORDS / (baseline or bare()))
     memory = from_memory(x, y, BATCH)
     epoch(memory)
-    row = report.row(f"{name}: second epoch, against tf.data from memory (limit 0.9)", "records/s")
-    row.baseline.append(RECORDS / epoch(memory))
-    row.ours.append(RECORDS / epoch(train))
+    row = report.row(f"{name}: {SECOND}", "records/s")
+    seconds = {}
+    for side, data in (("memory", memory), ("ours", train)) if bare_first else (("ours", train), ("memory", memory)):
+        seconds[side] = epoch(data)
+    row.ours.append(RECORDS / seconds["ours"])
+    row.baseline.append(RECORDS / seconds["memory"])
