@@ -119,7 +119,7 @@ def run(console: Console) -> Report:
     x = table.x.astype(np.float32)
     console.print("training, partitioning")
     model = trained(x, table.y)
-    answering = quiet_keras().Model(model.inputs, model.outputs[1])
+    answering = quiet_keras().Model(model.inputs[0], model.outputs[1])
     rows = np.resize(np.arange(len(x)), (REPETITIONS, SAMPLES))
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as temporary, Kafka() as kafka:
         folder = Path(temporary)

@@ -145,6 +145,7 @@ def test_rounds_go_on_after_a_kill_as_if_nothing_had_been(
     from cloud.training import fit
 
     monkeypatch.setattr(fit, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(fit, "CHECKPOINT_REST", 0)
     y = groups()[2]
     values: dict[str, Any] = {"epochs": 3, "pseudo_labels": {"confidence": 0.5, "rounds": 3}}
     whole: list[Any] = []
