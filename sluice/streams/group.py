@@ -20,7 +20,7 @@ from sluice.streams.bad import BadRecords
 from sluice.streams.formats import decode
 from sluice.streams.reader import BATCH, Batch
 from sluice.streams.samples import BadRecord, parse_config
-from sluice.wire.errors import TemporaryError
+from sluice.wire.errors import PermanentError, TemporaryError
 
 POLL_S = 0.2
 FILL_S = 0.05
@@ -64,6 +64,8 @@ class Group:
         self._joined = False
         self._quiet_s = 0.0
         """How long was read in vain since the last record."""
+        self._at_end: dict[TopicPartition, int] = {}
+        """Of each topic partition, the offset at which nothing more was there when it was last reached."""
         self.lost = 0
         self._reader = KafkaReader(
             "group",
@@ -72,6 +74,7 @@ class Group:
             from_beginning=from_beginning,
             on_assigned=self._assigned,
             on_lost=self._lost,
+            on_end=self._at_end.__setitem__,
             on_overtaken=None if begin is None else self._overtaken,
         )
         self._reader.subscribe(topics)
@@ -100,15 +103,30 @@ class Group:
 
     @property
     def over(self) -> bool:
-        """Whether nothing came for the whole timeout, although Kafka is there."""
+        """Whether nothing came for the whole timeout, and Kafka says that nothing is there. `PermanentError`: a topic
+        is not there any more."""
         if self._timeout_s is None or self._quiet_s <= self._timeout_s:
             return False
+        if self._all_read():
+            return True
+        self._quiet_s = 0.0
+        return False
+
+    def _all_read(self) -> bool:
+        """Whether everything that Kafka has of what is ours was read; False also if it does not say."""
         try:
-            self.lag()
+            ends = {place: self._reader.watermarks(place)[1] for place in self._reader.assignment()}
+            return all(self._at_end.get(place, 0) >= end for place, end in ends.items())
         except TemporaryError:
-            self._quiet_s = 0.0
             return False
-        return True
+        except PermanentError as error:  # librdkafka says so too of topics that it has forgotten while Kafka was away
+            try:
+                there = self._reader.topic_names()
+            except TemporaryError:
+                return False
+            if gone := set(self._reader.topics) - there:
+                raise PermanentError(f"Kafka has no topic {min(gone)} any more") from error
+            return False
 
     def nothing(self) -> Batch:
         """A batch of no records, that says where the caller is in all topic partitions that are his."""
@@ -193,8 +211,10 @@ class Group:
         self.lost += count
 
     def _lost(self, places: list[TopicPartition]) -> None:
+        self._joined = False
         for place in places:
             self._next.pop(place, None)
+            self._at_end.pop(place, None)
 
 
 def _ends(records: Sequence[Record]) -> dict[TopicPartition, int]:

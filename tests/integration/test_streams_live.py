@@ -67,13 +67,17 @@ def cluster(kafka: Kafka) -> KafkaCluster:
 
 @pytest.fixture
 def stream(cluster: KafkaCluster, unique: str) -> Announcement:
-    """The records, dealt out to three topic partitions in turn."""
-    ensure_topics(cluster, {unique: PARTITIONS})
+    return sent(cluster, unique, range(N))
+
+
+def sent(cluster: KafkaCluster, topic: str, rows: range) -> Announcement:
+    """These records, dealt out to three topic partitions in turn."""
+    ensure_topics(cluster, {topic: PARTITIONS})
     writer = KafkaWriter("send", cluster)
-    for i in range(N):
-        writer.write(unique, X[i].tobytes(), key=str(Y[i]), partition=i % PARTITIONS)
+    for i in rows:
+        writer.write(topic, X[i].tobytes(), key=str(Y[i]), partition=i % PARTITIONS)
     assert writer.flush(30) == 0
-    said = {"stream_id": unique, "slices": [f"{unique}:0:0:1"], "format": "raw", "validation_rate": 0, "count": 1}
+    said = {"stream_id": topic, "slices": [f"{topic}:0:0:1"], "format": "raw", "validation_rate": 0, "count": 1}
     return Announcement.model_validate(said | {"config": {"shape": [2], "dtype": "float32"}})
 
 
@@ -249,3 +253,26 @@ def test_retention_that_was_faster_is_counted(
     assert sum(len(batch.y) for batch in fed) == N - 60
     assert fed.lost == 50
     fed.close()
+
+
+def test_kafka_that_is_away_for_a_while_is_waited_for(unique: str, feeding: Any) -> None:
+    """Nor is a stream over because nothing comes from a Kafka that is not there."""
+    with Kafka() as own:
+        cluster = KafkaCluster(bootstrap=own.bootstrap)
+        stream = sent(cluster, unique, range(N // 2))
+        _, fed = feeding(wish(cluster, stream, timeout_s=4))
+        fed.begin({})
+        seen: list[float] = []
+        killed = False
+        for batch in fed:
+            seen += batch.x[:, 0].tolist()
+            if len(seen) == N // 2 and not killed:
+                own.kill()
+                began = time.monotonic()
+                while time.monotonic() < began + 8:  # longer than the timeout: the feed goes on handing out nothing
+                    assert not len(next(iter(fed)).y)
+                own.start()
+                sent(cluster, unique, range(N // 2, N))
+                killed = True
+        assert sorted(seen) == X[:, 0].tolist(), "each once"
+        fed.close()
