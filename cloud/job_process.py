@@ -11,6 +11,7 @@ A job that works on a stream does not read it from Kafka: a second process does,
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import selectors
@@ -38,6 +39,11 @@ MAX_EVENTS_BYTES = 16_000_000
 MAX_EVENT_BYTES = 1_000_000
 TAIL_BYTES = 4000
 START = Path(__file__).parent / "job_start.py"
+INSTALLED = Path(cloud.__file__).resolve().parents[1]
+OWN = ("cloud", "partitioner", "sluice")
+"""Packages of an installation that a job works with; beside them, in a checkout, there may be anything."""
+MOST_PROCESSES = 256
+"""Of one job, at the same time."""
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Event = dict[str, Any]
@@ -71,13 +77,13 @@ class Program:
 class Report:
     """How a job ended: `result` of a job that is done, `reason` of any other.
 
-    `killed`: by a signal from outside that says nothing of the job itself.
+    `passing`: it failed for what says nothing of the job itself and may be over: a signal from outside, Kafka away.
     """
 
     state: Ended
     reason: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
-    killed: bool = False
+    passing: bool = False
 
 
 def run_job(
@@ -88,11 +94,12 @@ def run_job(
     cancelled: threading.Event,
     on_event: Callable[[Event], None],
     wish: str | None = None,
+    on_look: Callable[[], None] = lambda: None,
 ) -> Report:
     """Run `program` in `folder` to its end, and report. `hidden` is the folder that it must not read.
 
-    `on_event` hears progress and metrics as they come. Setting `cancelled` ends the job. `wish` (JSON, see
-    `sluice.streams.feed.Wish`) is the stream that it is fed with.
+    `on_event` hears progress and metrics as they come, `on_look` is called each time that they were looked for. Setting
+    `cancelled` ends the job. `wish` (JSON, see `sluice.streams.feed.Wish`) is the stream that it is fed with.
     """
     folder, hidden = folder.resolve(), hidden.resolve()
     with contextlib.ExitStack() as ends:
@@ -104,7 +111,7 @@ def run_job(
         with fed or contextlib.nullcontext():
             process = _start(program, folder, hidden, limits, fed)
         ends.callback(_end, process)
-        return _watch(process, folder, limits, cancelled, on_event)
+        return _watch(process, folder, limits, cancelled, on_event, on_look)
 
 
 def _start_feed(feeding: socket.socket, wish: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -125,8 +132,8 @@ def _start(
     program: Program, folder: Path, hidden: Path, limits: Limits, fed: socket.socket | None
 ) -> subprocess.Popen[bytes]:
     (folder / "tmp").mkdir(exist_ok=True)
-    confine = [sys.executable, "-I", "-S", str(START)]
-    confine += [str(os.getpid()), str(folder), str(hidden), str(limits.output)]
+    walls = {"parent": os.getpid(), "folder": str(folder), "hidden": str(hidden), "output": limits.output}
+    confine = [sys.executable, "-I", "-S", str(START), json.dumps(walls | _readable(program))]
     # -P: what lies in the job's folder is no part of the program
     more = [] if fed is None else [str(fed.fileno())]
     return subprocess.Popen(
@@ -150,15 +157,35 @@ def environment(program: Program, folder: Path, threads: int) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
     }
-    installed = Path(cloud.__file__).parents[1]
     paths = [program.path] if program.path else []
-    if not installed.is_relative_to(sysconfig.get_path("purelib")):
-        paths.append(installed)  # run from a checkout
+    if not INSTALLED.is_relative_to(sysconfig.get_path("purelib")):
+        paths.append(INSTALLED)  # run from a checkout
     if paths:
         clean["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     if threads:
         clean["OMP_NUM_THREADS"] = clean["TF_NUM_INTRAOP_THREADS"] = str(threads)
     return clean
+
+
+def _readable(program: Program) -> dict[str, list[str]]:
+    """What a job may read beside what any program reads: Python, what is installed for it, and the program."""
+    readable = [*_of_python(), *(str(INSTALLED / name) for name in OWN)]
+    if program.path:
+        readable.append(str(program.path))
+    return {"readable": readable, "listed": [str(INSTALLED)]}
+
+
+@functools.cache
+def _of_python() -> tuple[str, ...]:
+    """Where a job finds Python and its packages: as an interpreter says that nobody told where it is."""
+    ask = [sys.executable, "-I", "-c", "import json, sys; print(json.dumps(sys.path))"]
+    told = json.loads(subprocess.run(ask, capture_output=True, check=True).stdout)
+    found = {
+        sys.prefix,
+        sys.base_prefix,
+        *(path for path in told if Path(path).is_absolute() and Path(path) != INSTALLED),
+    }
+    return tuple(sorted(found))
 
 
 def _watch(
@@ -167,6 +194,7 @@ def _watch(
     limits: Limits,
     cancelled: threading.Event,
     on_event: Callable[[Event], None],
+    on_look: Callable[[], None],
 ) -> Report:
     log = _Log(process, folder / LOG, limits.log)
     events = _Events(folder, on_event, limits.events_s)
@@ -182,6 +210,7 @@ def _watch(
                 continue
             next_look = now + TICK_S
             events.read()
+            on_look()
             if now > deadline:
                 return Report("failed", f"the job took longer than {limits.time_s:g} s and was ended")
             if reason := _over_limit(process.pid, folder, given, limits):
@@ -201,15 +230,26 @@ def _judged(code: int, last: Event, tail: bytes) -> Report:
     if code == 0 and last.get("event") == "done" and isinstance(last.get("result"), dict):
         return Report("done", result=last["result"])
     if code == 2 and last.get("event") == "failed":
-        return Report("failed", str(last.get("reason"))[:2000])
-    lines = tail.decode(errors="replace").strip().splitlines()
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return Report("failed", str(last.get("reason"))[:2000], passing=last.get("passing") is True)
+    lines = tail.decode(errors="replace").replace("\0", "\ufffd").strip().splitlines()
+    how = f"signal {_name_of(-code)}" if code < 0 else f"exit code {code}"
     reason = f"the job ended by {how}" + (f": {lines[-1][:500]}" if lines else "")
-    return Report("failed", reason, killed=-code in FROM_OUTSIDE)
+    return Report("failed", reason, passing=-code in FROM_OUTSIDE)
+
+
+def _name_of(number: int) -> str:
+    """The name of a signal; its number where it has none (those from 32 on)."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
 
 
 def _over_limit(pid: int, folder: Path, given: int, limits: Limits) -> str | None:
-    if (used := _resident(pid)) > limits.memory:
+    used, processes = _family(pid)
+    if processes > MOST_PROCESSES:
+        return f"the job ran {processes} processes and was ended; its limit is {MOST_PROCESSES}"
+    if used > limits.memory:
         limit = limits.memory / 1e6
         return f"the job held {used / 1e6:.0f} MB of memory and was ended; its limit is {limit:.0f} MB"
     if (written := _size(folder) - given) > limits.output:
@@ -218,20 +258,20 @@ def _over_limit(pid: int, folder: Path, given: int, limits: Limits) -> str | Non
     return None
 
 
-def _resident(pid: int) -> int:
-    """Resident bytes of a process and all that it started."""
+def _family(pid: int) -> tuple[int, int]:
+    """(resident bytes, processes) of a process and all that it started."""
     try:
         top = psutil.Process(pid)
         family = [top, *top.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return 0
+        return 0, 0
     total = 0
     for process in family:
         try:
             total += process.memory_info().rss
         except psutil.NoSuchProcess:
             continue
-    return total
+    return total, len(family)
 
 
 def _size(folder: Path) -> int:
@@ -342,8 +382,11 @@ class _Events:
     def _take(self, line: bytes) -> None:
         try:
             event = json.loads(line)
-        except ValueError as error:
+            said = json.dumps(event, allow_nan=False, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:  # NaN, half characters, and nesting without end as well
             raise PermanentError(f"the job's report is not JSON: {line[:80]!r}") from error
+        if rb"\u0000" in said:  # no database takes it
+            raise PermanentError(f"the job's report has a zero character: {line[:80]!r}")
         if not isinstance(event, dict):
             raise PermanentError(f"the job's report is not an object: {line[:80]!r}")
         self.last = event

@@ -4,8 +4,9 @@ What a kind of job brings into the world is the business of the module that aske
 it hands in a `Keep`, which stores a finished job's files and returns what to write in the same transaction that calls
 the job done. So a job that is done has all its records, and any other has none.
 
-A kind of job that keeps a checkpoint in its folder goes on from there when something killed it, or the service: its
-module hands in an `Again`. Each run of a job tells all of its metrics, those of the checkpoint first.
+A kind of job that keeps a checkpoint in its folder goes on from there when something killed it, or the service, or when
+what it needs was away (Kafka, for longer than reading waits): its module hands in an `Again`. Each run of a job tells
+all of its metrics, those of the checkpoint first.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ LIVE_EVENTS_BYTES_S = 20_000
 PROGRESS_EVERY_S = 0.5
 MAX_METRICS = 5000
 """Entries of a job's metrics; those of a live one are thinned out (`sluice.wire.thinning`)."""
-MOST_KILLS = 3
-"""Runs of a job in a row that were killed before they came further, after which it has failed."""
+MOST_RUNS = 3
+"""Runs of a job in a row that were killed, or missed what they need, and came no further: then it has failed."""
+AGAIN_S = 2.0
+"""Between two of them."""
 FINISH = "finish"
 """A file that tells a live job to end well."""
 GOES_ON_WITH = (JOB, "input.keras", "checkpoint.npz", FINISH)
@@ -244,7 +247,7 @@ class Runner:
             if self._stopping.is_set():
                 raise TemporaryError("the service is stopping")
             self._write_folder(folder, {"kind": "check", **spec}, files)
-            report = self._run(task, self._check_limits, lambda _event: None)
+            report = self._run(task, self._check_limits)
         finally:
             del self._tasks[job_id]
             shutil.rmtree(folder, ignore_errors=True)
@@ -282,28 +285,31 @@ class Runner:
         self._finish(task, report)
 
     def _run_on(self, task: Task) -> Report:
-        """Run a job to its end; one that goes on from a checkpoint also when its process is killed now and then."""
+        """Run a job to its end; one of a kind that goes on also when what ended it may be over (see `Report`)."""
         limits = self._limits
         if task.kind in LIVE:
             limits = replace(limits, time_s=math.inf, events_s=LIVE_EVENTS_BYTES_S)
-        left_s, kills, reached = limits.time_s, 0, 0
+        left_s, vain, reached = limits.time_s, 0, 0
         while True:
             begun = time.monotonic()
             writer = _Progress(lambda values: self._set(task.job_id, **values), task.kind in LIVE)
-            report = self._run(task, replace(limits, time_s=left_s), partial(self._hear, task, writer))
+            report = self._run(
+                task, replace(limits, time_s=left_s), partial(self._hear, task, writer), writer.write_when_due
+            )
             writer.write()
             left_s -= time.monotonic() - begun
-            if not report.killed or task.kind not in self._again or task.cancelled.is_set() or left_s <= 0:
+            if not report.passing or task.kind not in self._again or task.cancelled.is_set() or left_s <= 0:
                 return report
-            kills = 1 if writer.count > reached else kills + 1
+            vain = 1 if writer.count > reached else vain + 1
             reached = max(reached, writer.count)
-            if kills >= MOST_KILLS:
+            if vain >= MOST_RUNS:
                 return report
-            log.warning("job was killed and goes on", extra={"job": task.job_id, "reason": report.reason})
+            log.warning("job goes on after %s", report.reason, extra={"job": task.job_id})
             try:
                 _clear(self.folder / task.job_id, GOES_ON_WITH)
             except OSError as error:
                 return Report("failed", f"{report.reason}, and cannot go on: {error}")
+            task.cancelled.wait(AGAIN_S)
 
     def _hear(self, task: Task, writer: _Progress, event: Event) -> None:
         if event["event"] in writer.KINDS:
@@ -312,11 +318,17 @@ class Runner:
             write = hear(task.job_id, self.folder / task.job_id, event)
             self._set(task.job_id, write, state="running")
 
-    def _run(self, task: Task, limits: Limits, on_event: Callable[[Event], None]) -> Report:
+    def _run(
+        self,
+        task: Task,
+        limits: Limits,
+        on_event: Callable[[Event], None] = lambda _event: None,
+        on_look: Callable[[], None] = lambda: None,
+    ) -> Report:
         folder = self.folder / task.job_id
         try:
             program = self._programs[task.kind]
-            return run_job(program, folder, self._data, limits, task.cancelled, on_event, task.wish)
+            return run_job(program, folder, self._data, limits, task.cancelled, on_event, task.wish, on_look)
         except OSError as error:
             return Report("failed", f"the job could not run: {error}")
 
@@ -385,6 +397,10 @@ class _Progress:
             self.count += 1
             self._metrics.append(event)
             self._values["metrics"] = self._metrics
+        self.write_when_due()
+
+    def write_when_due(self) -> None:
+        """Write what is new, if the last time is long enough ago."""
         if time.monotonic() >= self._next_s:
             self.write()
 

@@ -65,8 +65,9 @@ class Rows:
             self.labels.append(_label_row(parse_state(Label, record.value), at))
         else:
             announcement = parse_state(Announcement, record.value)
-            for text in announcement.slices:
-                parse_slice(text)
+            places = sum(parse_slice(text).length for text in announcement.slices)
+            if announcement.count > places:  # whoever reads it makes room for so many
+                raise PermanentError(f"{announcement.count} records in slices of {places}")
             if announcement.part > announcement.parts:
                 raise PermanentError(f"part {announcement.part} of {announcement.parts}: there is no such part")
             key = (announcement.stream_id, announcement.part)

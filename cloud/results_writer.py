@@ -22,6 +22,7 @@ from cloud.settings import CloudSettings
 from cloud.topics import ensure_fixed_topics
 from sluice.daemon.guard import Guard
 from sluice.daemon.life import READY, Backoff
+from sluice.daemon.secrecy import keep_to_itself
 from sluice.doors.kafka import BEGINNING, KafkaReader, KafkaWriter, Record, TopicPartition, dead_letter_headers
 from sluice.wire import metrics, names
 from sluice.wire.errors import PermanentError, TemporaryError, UnknownSchemaError
@@ -44,6 +45,7 @@ CUT_BYTES = 1000
 
 def results_writer(settings: CloudSettings, stop: threading.Event) -> None:
     """Run until `stop`. The main loop: sessions, with a pause after one that ended in trouble."""
+    keep_to_itself()
     engine = open_database(settings.database_url)
     backoff, ready, trouble = Backoff(), False, False
     guard = Guard("results-writer", STEP_MOST_S)

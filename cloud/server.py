@@ -12,6 +12,7 @@ from cloud.app import create_app
 from cloud.service import Service, open_service
 from cloud.settings import CloudSettings
 from sluice.daemon.life import READY
+from sluice.daemon.secrecy import keep_to_itself
 from sluice.wire.errors import PermanentError
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ GRACE_S = 3
 
 def serve(settings: CloudSettings, stop: threading.Event) -> None:
     """Serve until `stop` is set. Raises `PermanentError` when the port is taken."""
+    keep_to_itself()
     service = open_service(settings, stop)
     if service is None:
         return

@@ -33,6 +33,8 @@ class CloudSettings(RoomSettings):
     """Copies that Kafka keeps of each topic that the service makes."""
     kafka_timeout_s: Seconds = Field(default=10.0, gt=0)
     """Longest wait for Kafka within one request."""
+    stream_away_s: Seconds = Field(default=120.0, gt=0)
+    """How long Kafka may give nothing while a job reads its stream; a training is then tried twice more."""
     jobs_at_once: int = Field(default=1, ge=1, le=64)
     """Trainings and partitions that run at the same time; checks of models have a slot of their own."""
     live_jobs_at_once: int = Field(default=2, ge=1, le=64)

@@ -1,8 +1,9 @@
 """How a job speaks with who started it: JSON lines in `events.jsonl`, and the exit code.
 
 `{"event": "progress", "what", "done", "total"}` and `{"event": "metrics", …}` while it works; at the end
-`{"event": "done", "result"}` with exit code 0, or `{"event": "failed", "reason"}` with 2: one line for a person. Any
-other exit code is a crash. `partitioner` and `cloud.training` are the two jobs.
+`{"event": "done", "result"}` with exit code 0, or `{"event": "failed", "reason", "passing"}` with 2: one line for a
+person, and whether it may be over by now. Any other exit code is a crash. `partitioner` and `cloud.training` are the
+two jobs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from sluice.wire.errors import PermanentError, SluiceError
+from sluice.wire.errors import PermanentError, SluiceError, TemporaryError
 from sluice.wire.manifest import first_cause
 
 DONE, FAILED = 0, 2
@@ -52,7 +53,7 @@ def run(folder: Path, work: Callable[[Path, Events], dict[str, Any]]) -> int:
     try:
         result = work(folder, events)
     except SluiceError as error:
-        events.say("failed", reason=" ".join(str(error).split()))
+        events.say("failed", reason=" ".join(str(error).split()), passing=isinstance(error, TemporaryError))
         return FAILED
     events.say("done", result=result)
     return DONE

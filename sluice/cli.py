@@ -28,6 +28,7 @@ EXTRA_OF = {
     "sluice.daily": "client",
     "sluice.harvest": "client",
     "sluice.online": "client",
+    "sluice.trainings": "client",
     "sluice.streams": "client",
     "sluice.letters": "client",
 }

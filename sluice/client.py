@@ -71,12 +71,19 @@ class Client:
         """Announced data streams and what retention left of them."""
         return self._list("/v1/streams")
 
-    def stream(self, stream_id: str, wait_s: float = 0.0) -> Json:
-        """One announced data stream; waits up to `wait_s` seconds for it to be known."""
+    def stream(self, stream: str | Announcement, wait_s: float = 0.0) -> Json:
+        """One announced data stream; waits up to `wait_s` seconds for it to be known.
+
+        `stream` is its id; or what sending it returned, since what was sent before under the same id is another.
+        """
+        name, slices = (stream, []) if isinstance(stream, str) else (stream.stream_id, stream.slices)
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                return self._json("GET", f"/v1/streams/{stream_id}")
+                found = self._json("GET", f"/v1/streams/{name}")
+                if set(slices) <= set(found["announcement"]["slices"]):
+                    return found
+                raise PermanentError(f"the service does not know yet what was sent last as stream {name!r}")
             except PermanentError:
                 if time.monotonic() >= deadline:
                     raise
@@ -158,6 +165,10 @@ class Client:
     def wait_for_online(self, online_id: str, on_change: OnJob = lambda _job: None) -> Json:
         """Wait until an online job is done, if it ever is; as `wait_for_training`."""
         return self._wait(f"/v1/online/{online_id}", on_change)
+
+    def training_log(self, training_id: str) -> str:
+        """What a training's job printed, as far as it is kept."""
+        return self._door.get_bytes(f"/v1/trainings/{training_id}/log", MAX_REPORT_BYTES).decode(errors="replace")
 
     def partition(self, training_id: str, **settings: Any) -> Json:
         """Start to cut a trained model; `settings` as `sluice partition` takes them (`docs/partition.md`)."""

@@ -104,7 +104,7 @@ def wish_for(
     """The stream that a job is to be fed with, and how to reach it (`sluice.streams.feed.Wish`), as JSON."""
     kafka = service.settings.kafka.model_dump()
     wish = {"kafka": kafka, "stream": announcement, "bad_most": bad_most, "classes": classes or None, "live": live}
-    return json.dumps(wish)
+    return json.dumps(wish | {"stalled_s": service.settings.stream_away_s})
 
 
 def _view(service: Service, rows: list[Any]) -> list[StreamView]:

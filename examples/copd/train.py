@@ -29,7 +29,7 @@ def main() -> None:
         "copd": [row["Diagnosis"] for row in rows],
     }
     found = table(columns, label="copd")
-    stream(
+    sent = stream(
         given.bootstrap,
         "copd",
         found.x,
@@ -41,7 +41,7 @@ def main() -> None:
         validation_rate=0.3,
     )
     with Client(given.url, given.token) as client:
-        client.stream("copd", wait_s=60)
+        client.stream(sent, wait_s=60)
         client.add_model("copd", MODEL)
         training = client.train("copd", "copd", epochs=60, batch=10, learning_rate=0.01)
         done = client.wait_for_training(training["id"])

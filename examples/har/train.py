@@ -23,7 +23,7 @@ def main() -> None:
     with np.load(given.file) as data:
         x, y = data["x_train"].astype(np.float32), data["y_train"].astype(np.int64)
     y -= y.min()  # the file counts from 1
-    stream(
+    sent = stream(
         given.bootstrap,
         "har",
         x,
@@ -35,7 +35,7 @@ def main() -> None:
         validation_rate=0.3,
     )
     with Client(given.url, given.token) as client:
-        client.stream("har", wait_s=60)
+        client.stream(sent, wait_s=60)
         client.add_model("har", MODEL)
         training = client.train("har", "har", epochs=given.epochs, batch=64)
         done = client.wait_for_training(training["id"])

@@ -24,9 +24,9 @@ def main() -> None:
     labels = gzip.decompress((given.folder / "train-labels-idx1-ubyte.gz").read_bytes())
     x = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28)
     y = np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
-    stream(given.bootstrap, "mnist", x, y, stream_id="mnist", format="raw", partitions=2)
+    sent = stream(given.bootstrap, "mnist", x, y, stream_id="mnist", format="raw", partitions=2)
     with Client(given.url, given.token) as client:
-        client.stream("mnist", wait_s=60)
+        client.stream(sent, wait_s=60)
         client.add_model("mnist", MODEL)
         training = client.train("mnist", "mnist", epochs=given.epochs, batch=128)
         done = client.wait_for_training(training["id"])

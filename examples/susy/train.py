@@ -33,9 +33,9 @@ def main() -> None:
     with gzip.open(given.file, "rt") as file:
         rows = np.loadtxt(itertools.islice(file, given.rows), np.float32, delimiter=",", ndmin=2)
     x, y = rows[:, 1:], rows[:, 0].astype(np.int64)
-    stream(given.bootstrap, "susy", x, y, stream_id="susy", format="csv", labels=["background", "signal"])
+    sent = stream(given.bootstrap, "susy", x, y, stream_id="susy", format="csv", labels=["background", "signal"])
     with Client(given.url, given.token) as client:
-        client.stream("susy", wait_s=60)
+        client.stream(sent, wait_s=60)
         client.add_model("susy", MODEL)
         done = client.wait_for_training(client.train("susy", "susy", epochs=5, batch=256)["id"])
         print({name: round(values["val_accuracy"], 3) for name, values in done["metrics"][-1]["metrics"].items()})

@@ -49,7 +49,7 @@ TEXT_BYTES = 200
 """Bytes that the text of a category may take on the average."""
 _PLAIN = {"null", "boolean", "int", "long", "float", "double", "bytes", "string"}
 _NUMBERS = {"int", "long", "float", "double"}
-_LABELS = {"null", "int", "long", "string"}
+_LABELS = {"null", "boolean", "int", "long", "string"}
 _DECODE_ERRORS = (EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError, struct.error)
 
 
@@ -148,7 +148,7 @@ def _key_schema(config: StreamConfig) -> Schema:
 
 def _check_label(name: str, kind: object) -> None:
     if not all(isinstance(part, str) and part in _LABELS for part in _parts(kind)):
-        raise PermanentError(f"stream config: label field {name!r} is neither int, long nor string")
+        raise PermanentError(f"stream config: label field {name!r} is neither boolean, int, long nor string")
 
 
 def _parts(kind: object) -> list[object]:

@@ -1,4 +1,4 @@
-"""`sluice send`: the samples of a file to a Kafka topic, and their announcement."""
+"""`sluice send`: the samples of a file to a Kafka topic, and their announcement; `sluice announce`: that alone."""
 
 from __future__ import annotations
 
@@ -61,6 +61,48 @@ def send(
             parts=int(of),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if as_json:
+        typer.echo(announcement.model_dump_json())
+    else:
+        typer.echo(f"stream {stream_id}: {announcement.count} records, {', '.join(announcement.slices)}")
+
+
+def announce(
+    slices: Annotated[
+        list[str], typer.Argument(help="topic:partition:offset:length, or a topic for all that it holds now.")
+    ],
+    stream_id: Annotated[str, typer.Option(help="Name of the stream: a-z, 0-9 and '-'.")],
+    format: Annotated[str, typer.Option(help="Format of the records: avro, csv, json or raw.")],
+    config: Annotated[str, typer.Option(help="The format's configuration, as JSON or as @FILE; see docs/streams.md.")],
+    validation_rate: Annotated[float, typer.Option(min=0, max=0.99, help="Share kept from training.")] = 0.2,
+    bootstrap: Annotated[str, typer.Option(help="Kafka's bootstrap servers.")] = "127.0.0.1:9092",
+    kafka_option: Annotated[list[str] | None, typer.Option(help="A librdkafka setting, NAME=VALUE.")] = None,
+    deployment: Annotated[str | None, typer.Option(help="The deployment it is for; for anyone if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the announcement as JSON.")] = False,
+) -> None:
+    """Announce records that are on Kafka already, whoever wrote them, so that models can be trained on them."""
+    import json
+
+    from sluice.doors.kafka import KafkaCluster
+    from sluice.streams.send import announce_slices
+    from sluice.wire.errors import PermanentError
+
+    try:
+        told = json.loads(Path(config[1:]).read_text() if config.startswith("@") else config)
+    except (OSError, ValueError) as error:
+        raise PermanentError(f"--config: {error}") from error
+    if not isinstance(told, dict):
+        raise PermanentError('--config is a JSON object, such as {"shape": [18]}')
+    options = dict(option.partition("=")[::2] for option in kafka_option or [])
+    announcement = announce_slices(
+        KafkaCluster(bootstrap=bootstrap, options=options),
+        slices,
+        stream_id=stream_id,
+        format=format,
+        config=told,
+        validation_rate=validation_rate,
+        deployment=deployment,
+    )
     if as_json:
         typer.echo(announcement.model_dump_json())
     else:

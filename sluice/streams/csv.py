@@ -94,6 +94,8 @@ def _numbers(values: Sequence[bytes], columns: int, config: StreamConfig) -> Arr
         rows = b"\n".join(values).decode("ascii").split("\n")
         if len(rows) != len(values):  # some have line ends of their own
             rows = [value.decode("ascii") for value in values]
+        if not any(map(str.strip, rows)):
+            return None  # NumPy would warn of it
         cells = np.loadtxt(rows, np.float64, delimiter=config.delimiter, comments=None, quotechar='"', ndmin=2)
     except (UnicodeDecodeError, ValueError):
         return None

@@ -20,11 +20,12 @@ from typing import IO, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from sluice.daemon.secrecy import keep_to_itself
 from sluice.doors.kafka import KafkaCluster, KafkaWriter
 from sluice.streams.bad import BadRecords, letters_to
 from sluice.streams.group import Group
 from sluice.streams.live import Handing, Heard, Live
-from sluice.streams.reader import BATCH, Batch, read_stream
+from sluice.streams.reader import BATCH, STALLED_S, Batch, read_stream
 from sluice.wire.errors import SluiceError, TemporaryError
 from sluice.wire.state import Announcement
 
@@ -49,6 +50,8 @@ class Wish(BaseModel):
     """Most records in a batch."""
     live: Live | None = None
     """Read these topics as they grow, not the stream's slices; the stream says what their records are."""
+    stalled_s: float = Field(default=STALLED_S, gt=0)
+    """How long Kafka may give nothing before reading is given up."""
 
 
 def serve(wish: Wish, out: IO[bytes], own: socket.socket | None = None) -> None:
@@ -59,11 +62,16 @@ def serve(wish: Wish, out: IO[bytes], own: socket.socket | None = None) -> None:
         if wish.live is not None and own is not None:
             _serve_live(wish, wish.live, out, own, bad, writer)
             return
-        for batch in read_stream(wish.kafka, wish.stream, batch=wish.batch, bad=bad, classes=wish.classes):
+        whole = read_stream(
+            wish.kafka, wish.stream, batch=wish.batch, bad=bad, classes=wish.classes, stalled_s=wish.stalled_s
+        )
+        for batch in whole:
             _write_batch(out, batch)
         if writer is not None and writer.flush(LETTERS_S):
             raise TemporaryError("Kafka does not take the dead letters of bad records")
     except SluiceError as error:
+        if writer is not None:
+            writer.flush(LETTERS_S)  # as many letters as can be
         said = " ".join(str(error).split())
         _write_line(out, {"failed": {"reason": said, "passing": isinstance(error, TemporaryError)}})
     else:
@@ -132,6 +140,7 @@ def _write_line(out: IO[bytes], frame: dict[str, Any]) -> None:
 
 def main() -> int:
     """Serve the wish on standard input to the socket whose number is the argument; 0 also when the job has gone."""
+    keep_to_itself()
     wish = Wish.model_validate_json(sys.stdin.buffer.readline())
     try:
         with socket.socket(fileno=int(sys.argv[1])) as own, own.makefile("wb") as out:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from sluice.doors.kafka import Block
 from sluice.streams import avro, csv, json, raw
 from sluice.streams.samples import NONE, Array, BadRecord, Encoded, Feature, Labels, StreamConfig, bad
 from sluice.wire.errors import PermanentError
@@ -69,22 +68,22 @@ def decode(
     """(x (n, *shape) uint8 or float32, y (n,) int64, `NONE` where a record has no label) of some records.
 
     A record that is not whole, has another size than the config says, a label that is no class, or a value that float32
-    cannot hold raises `BadRecord`; with `on_bad` that is called instead, and n is smaller than there are records.
+    cannot hold raises `BadRecord`, of the first such record; with `on_bad` that is called instead, in their order, and
+    n is smaller than there are records.
     `classes`: how many of them whoever asks can tell apart; a label beyond is no class for him.
     """
     kind = format_named(name)
-    left = records
-    while left:
-        try:
-            return _checked(kind, left, config, classes)
-        except BadRecord as error:
-            if on_bad is None:
-                raise
-            if isinstance(left, Block):  # whose records are made anew whenever they are asked for
-                left = list(left)
-                continue
-            on_bad(error)
-            left = [record for record in left if record is not error.record]
+    try:
+        if records:
+            return _checked(kind, records, config, classes)
+    except BadRecord as error:
+        if len(records) > 1:  # halves: so the first that is bad is found first, and few of the good ones are read again
+            middle = len(records) // 2
+            parts = [decode(name, half, config, on_bad, classes) for half in (records[:middle], records[middle:])]
+            return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+        if on_bad is None:
+            raise
+        on_bad(error)
     return np.empty((0, *config.shape), np.uint8 if config.dtype == "uint8" else np.float32), np.empty(0, np.int64)
 
 

@@ -129,6 +129,7 @@ def read_stream(
     batch: int = BATCH,
     bad: BadRecords | None = None,
     classes: int | None = None,
+    stalled_s: float = STALLED_S,
 ) -> Iterator[Batch]:
     """The samples of an announced stream, slice by slice, in the same order each time; `classes` as in `decode`.
 
@@ -138,7 +139,7 @@ def read_stream(
     config = parse_config(announcement.config)
     slices = [parse_slice(text) for text in announcement.slices]
     done = 0
-    for records in read_slices(cluster, slices, batch=batch):
+    for records in read_slices(cluster, slices, batch=batch, stalled_s=stalled_s):
         x, y = decode(announcement.format, records, config, bad, classes)
         done += len(records)
         last = records[-1]
@@ -196,6 +197,8 @@ def gather(
     done = 0
     for one in batches:
         end = done + len(one.y)
+        if end > count:
+            raise PermanentError(f"the stream has more records than the {count} that were announced")
         x[done:end], y[done:end] = one.x, one.y
         done = end
         if progress is not None:

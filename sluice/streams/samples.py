@@ -7,6 +7,7 @@ or, of tabular data, one number a feature, where a category stands as its number
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ NONE = -1
 """The class number of a record that has no label."""
 MAX_VALUES = 10_000_000
 """Values in one record, at most."""
+_WHOLE = re.compile(r"(\d{1,9})(?:\.0*)?", re.ASCII)
+"""A class number as text; `1.0` is how tables that were read as floats write it."""
 
 
 class Encoded(Protocol):
@@ -88,7 +91,9 @@ class StreamConfig(BaseModel):
     x: str = "x"
     """avro, json: the field or path of all values: an array of numbers, or (avro) bytes."""
     y: str = "y"
-    """avro, csv, json: field, column or path of the label; where there is none, the record's key is it, as text."""
+    """avro, csv, json: field, column or path of the label; where there is none, the record's key is it."""
+    label_dtype: str = ""
+    """Where the key is the label: the dtype of the number that its bytes are, little-endian; empty: it is text."""
 
     @property
     def size(self) -> int:
@@ -112,13 +117,26 @@ def parse_config(config: dict[str, object]) -> StreamConfig:
         parsed = StreamConfig.model_validate(config)
     except ValidationError as error:
         raise PermanentError(f"stream config: {first_cause(error)}") from error
-    if parsed.dtype not in DTYPES:
-        raise PermanentError(f"stream config: dtype {parsed.dtype[:20]!r} is not one of {', '.join(DTYPES)}")
+    for dtype in (parsed.dtype, parsed.label_dtype or parsed.dtype):
+        if dtype not in DTYPES:
+            raise PermanentError(f"stream config: dtype {dtype[:20]!r} is not one of {', '.join(DTYPES)}")
+    if not parsed.features:
+        parsed = parsed.model_copy(update={"features": _fields_of_a_schema(parsed)})
     if parsed.features and parsed.shape != (len(parsed.features),):
         raise PermanentError(f"stream config: {len(parsed.features)} features do not make shape {list(parsed.shape)}")
     if any(size < 1 for size in parsed.shape) or parsed.size > MAX_VALUES:
         raise PermanentError(f"stream config: shape {in_short(list(parsed.shape))} has no or too many values")
     return parsed
+
+
+def _fields_of_a_schema(config: StreamConfig) -> tuple[Feature, ...]:
+    """The features of an Avro stream that names none and whose schema has no field of all values: all but the label."""
+    fields = (config.avro_schema or {}).get("fields")
+    names = [field.get("name") for field in fields if isinstance(field, dict)] if isinstance(fields, list) else []
+    rest = [name for name in names if isinstance(name, str) and name != config.y and 0 < len(name) <= 200]
+    if config.x in names or config.shape != (len(rest),):
+        return ()
+    return tuple(Feature(name=name) for name in rest)
 
 
 class BadRecord(PermanentError):
@@ -136,7 +154,7 @@ def bad(record: Encoded, reason: str) -> BadRecord:
 
 
 def label_of(record: Encoded, value: object, config: StreamConfig) -> int:
-    """A class number, from a number, its text, or its name; `NONE` for None and empty text.
+    """A class number, from a whole number (1, 1.0, true), its text, or its name; `NONE` for None and empty text.
 
     Raises `BadRecord` when it is none of these.
     """
@@ -145,16 +163,21 @@ def label_of(record: Encoded, value: object, config: StreamConfig) -> int:
     if isinstance(value, str):
         if value in config.labels:
             return config.labels.index(value)
-        if value.isascii() and value.isdigit() and len(value) < 10:
-            return int(value)
-    elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
-        return value
+        if whole := _WHOLE.fullmatch(value):
+            return int(whole[1])
+    elif isinstance(value, int | float) and 0 <= value < 2**63 and value == int(value):
+        return int(value)
     said = repr(value[:40]) if isinstance(value, str) else str(value)[:40]
     raise bad(record, f"has label {said}, which is no class")
 
 
 def label_of_key(record: Encoded, config: StreamConfig) -> int:
-    """The class number that the record's key tells as text; `NONE` without a key."""
+    """The class number that the record's key tells; `NONE` without a key."""
+    if config.label_dtype and record.key:
+        dtype = np.dtype(config.label_dtype).newbyteorder("<")
+        if len(record.key) != dtype.itemsize:
+            raise bad(record, f"has a key of {len(record.key)} bytes, which is no {config.label_dtype}")
+        return label_of(record, np.frombuffer(record.key, dtype)[0].item(), config)
     try:
         text = (record.key or b"").decode()
     except UnicodeDecodeError as error:

@@ -4,7 +4,8 @@ A stream is announced only when Kafka has confirmed all of it; one that broke of
 come from the offsets that Kafka gave the records, so another writer on the same topic does no harm. Several producers
 may send one stream: each says which of how many parts is its own, and the stream is whole when all were announced.
 
-`send_stream` sends arrays, `Sender` one record after the other.
+`send_stream` sends arrays, `Sender` one record after the other. `announce_slices` sends nothing: it announces what is
+on Kafka already.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice.doors.kafka import KafkaCluster, KafkaWriter
+from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, Record
 from sluice.doors.kafka_topics import ensure_topics
-from sluice.streams.formats import format_named
-from sluice.streams.samples import DTYPES, NONE, Array, Feature, parse_config
+from sluice.streams.formats import decode, format_named
+from sluice.streams.reader import read_slices
+from sluice.streams.samples import DTYPES, NONE, Array, BadRecord, Feature, StreamConfig, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.names import CONTROL, check_name
-from sluice.wire.slices import Slice
+from sluice.wire.slices import Slice, parse_slice
 from sluice.wire.state import MAX_STATE_BYTES, Announcement
 
 STALLED_S = 60.0
@@ -188,6 +190,69 @@ def send_stream(
     if progress is not None:
         progress(len(x), len(x))
     return announcement
+
+
+def announce_slices(
+    cluster: KafkaCluster,
+    slices: Sequence[str],
+    *,
+    stream_id: str,
+    format: str,
+    config: dict[str, object],
+    validation_rate: float = 0.2,
+    deployment: str | None = None,
+    timeout_s: float = STALLED_S,
+) -> Announcement:
+    """Announce records that are on Kafka already, whoever wrote them, as a stream; nothing is sent again.
+
+    `slices`: `topic:partition:offset:length` (length counts records, or offsets where some are missing), or the name of
+    a topic for all that it holds now. They are read through once, to count them and to see that the first ones are what
+    `format` and `config` say. Raises as reading does: `PermanentError` naming the slice or the record that is no good.
+    """
+    check_name("stream", stream_id)
+    pieces = [piece for text in slices for piece in _pieces(cluster, text, timeout_s)]
+    parsed = parse_config(config)
+    count = 0
+    for records in read_slices(cluster, pieces, stalled_s=timeout_s):
+        if not count:
+            _require_some(format, records, parsed)
+        count += len(records)
+    if not count:
+        raise PermanentError(f"there are no records in {', '.join(slices)[:200]}")
+    said = Announcement(
+        stream_id=stream_id,
+        deployment=deployment,
+        slices=[str(piece) for piece in pieces],
+        format=format,
+        config=config,
+        validation_rate=validation_rate,
+        count=count,
+    )
+    ensure_topics(cluster, {CONTROL: 1})
+    writer = KafkaWriter("send", cluster)
+    writer.write_all(CONTROL, [(stream_id, said.model_dump_json().encode())], timeout_s)
+    return said
+
+
+def _require_some(format: str, records: Sequence[Record], config: StreamConfig) -> None:
+    """Raise what is wrong with the first record if none of them can be read: then it is not they who are wrong."""
+    bad: list[BadRecord] = []
+    x, _y = decode(format, records, config, bad.append)
+    if not len(x):
+        raise bad[0]
+
+
+def _pieces(cluster: KafkaCluster, text: str, timeout_s: float) -> list[Slice]:
+    """The slices that one text means."""
+    if ":" in text:
+        return [parse_slice(text)]
+    reader = KafkaReader("announce", cluster, "sluice-slices")
+    try:
+        places = [(text, number) for number in range(reader.partitions(text))]
+        ends = [reader.watermarks(place, timeout_s) for place in places]
+    finally:
+        reader.close()
+    return [Slice(*place, low, high - low) for place, (low, high) in zip(places, ends, strict=True) if high > low]
 
 
 def _check(x: Array, y: NDArray[Any] | None, labels: Sequence[str]) -> None:

@@ -66,6 +66,16 @@ def test_images(whole: Whole, tmp_path: Path) -> None:
     assert run(whole, "mnist", tmp_path)["final"] > 0.8
 
 
+WHOLE = {"har": "uci-har/uci_har_inertial.npz", "mnist": "mnist", "susy": "susy/SUSY.csv.gz"}
+
+
+@pytest.mark.parametrize("name", [name for name, path in WHOLE.items() if (DATA / path).exists()])
+def test_on_the_real_data(whole: Whole, name: str) -> None:
+    """All of it, a few times over; the table is so small that its own test takes the real one."""
+    more = {"har": ["--epochs", "6"], "mnist": ["--epochs", "1"], "susy": ["--rows", "5000000"]}[name]
+    assert run(whole, name, DATA / WHOLE[name], *more)["final"] > {"har": 0.9, "mnist": 0.95, "susy": 0.78}[name]
+
+
 def test_rows_of_numbers(whole: Whole, tmp_path: Path) -> None:
     y = RANDOM.integers(0, 2, 2000)
     x = RANDOM.normal(size=(2000, 18)) + y[:, None]

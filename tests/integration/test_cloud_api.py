@@ -8,6 +8,7 @@ import runpy
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from cloud.tables import (
     rollouts,
     streams,
 )
-from sluice import daily
+from sluice import daily, trainings
 from sluice.client import Client
 from sluice.doors.http import HttpDoor
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
@@ -720,6 +721,39 @@ def test_the_daily_commands(cloud: Running, unique: str, tmp_path: Path, monkeyp
     assert json.loads(run(daily.devices, "--json"))[0]["device_id"] == "pi-1"
     assert json.loads(run(daily.results, "--json"))["total"] == 0
     assert "0 predictions" in run(daily.results)
+
+
+def test_trainings_are_looked_at(cloud: Running, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table, curves as they come, side by side, the log; ending one, fetching what it made."""
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = data_stream(cloud, f"data-{unique}")
+    for name in ("a", "b", "slow"):
+        cloud.client.add_model(name, name)
+    look = partial(daily_command, cloud, monkeypatch, trainings.trainings)
+    following = cloud.client.train("a", stream, epochs=3)["id"]
+    shown = look("show", following, "--follow")
+    assert f"{following}  a 1 on {stream}: done, epoch 3 of 3" in shown and "final training 0.9" in shown
+    assert "exit final: true, answered" in shown
+    started = cloud.client.compare(["a", "b"], stream, epochs=2)
+    one, two = (job["id"] for job in cloud.client.wait_for_comparison(started))
+    for which in ([started["comparison"]], [one, two]):
+        shown = look("compare", *which)
+        assert shown.index(one) < shown.index(two) and f"b 1, {two}" in shown and "epoch 2" in shown
+    assert [job["id"] for job in json.loads(look("compare", one, "--json"))] == [one]
+    slow = cloud.client.train("slow", stream)["id"]
+    assert slow in look("cancel", slow)
+    assert "cancelled" in look("show", slow, "--follow")
+    table = look()
+    assert all(job in table for job in (following, one, two, slow)) and "2/2" in table and "0.9" in table
+    assert json.loads(look("show", one, "--json")) == cloud.client.training(one)
+    assert look("log", one) == ""
+    look("download", one, str(tmp_path / "a.keras"))
+    assert (tmp_path / "a.keras").read_bytes() == b"trained a"
+    for wrong, reason in (("comparison-0", "no comparison"), ("training-0", "no training")):
+        with pytest.raises(PermanentError, match=reason):
+            look("compare", wrong)
+    with pytest.raises(PermanentError, match="is there already"):
+        look("download", one, str(tmp_path / "a.keras"))
 
 
 def test_predictions_by_page_and_summed_up(cloud: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,3 +206,17 @@ def test_a_stream_as_datasets(cluster: KafkaCluster, stream: Announcement, tmp_p
     assert epochs() == ([first, second], held), "the same seed, the same order"
     assert epochs(folder=tmp_path, memory_bytes=100) == ([first, second], held)
     assert (tmp_path / "samples.npy").stat().st_size > X.nbytes
+
+
+def test_mini_batches_for_ever(cluster: KafkaCluster, stream: Announcement) -> None:
+    """Without a timeout it waits for what comes, until it is told to stop."""
+    seen: list[float] = []
+    with member(cluster, stream, timeout_s=None, batch=64) as reader:
+        for batch in reader:
+            assert len(batch.y) <= 64
+            seen += batch.x[:, 0].tolist()
+            reader.commit(batch)
+            if len(seen) == 1000:
+                send_stream(cluster, stream.stream_id, X[:10] + 5000, Y[:10], stream_id="more", format="raw")
+            reader.stopping = len(seen) == 1010
+    assert sorted(seen) == sorted([*X[:, 0].tolist(), *(X[:10, 0] + 5000).tolist()])

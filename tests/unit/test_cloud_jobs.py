@@ -382,6 +382,20 @@ def test_metrics_and_progress_stand_in_the_row(bench: Bench, engine: Engine) -> 
     jobs_of.join(WAIT_S)
 
 
+def test_what_was_said_last_stands_in_the_row_though_nothing_follows(bench: Bench, engine: Engine) -> None:
+    body = "[say('progress', what='reading', done=i, total=9) for i in (1, 2)]; say('metrics', epoch=1); time.sleep(60)"
+    jobs_of = runner(bench, engine, body)
+    jobs_of.start({})
+    job_id = begin(jobs_of)
+    deadline = time.monotonic() + WAIT_S
+    last = {"what": "reading", "done": 2, "total": 9}
+    while (row := row_of(engine, job_id))["progress"] != last or not row["metrics"]:
+        assert time.monotonic() < deadline and row["state"] != "failed", row
+        time.sleep(0.02)
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
 def test_one_at_a_time_and_cancel_while_waiting(bench: Bench, engine: Engine) -> None:
     jobs_of = runner(bench, engine, "time.sleep(600)", waiting=1)
     jobs_of.start({})
@@ -552,6 +566,42 @@ def test_a_job_that_is_killed_each_time_has_failed(bench: Bench, engine: Engine)
     row = ended(engine, begin(jobs_of))
     assert (row["state"], row["reason"]) == ("failed", "the job ended by signal SIGKILL")
     assert [entry["epoch"] for entry in row["metrics"]] == [1]
+    jobs_of.stop()
+    jobs_of.join(WAIT_S)
+
+
+AWAY = """
+kept = folder / "checkpoint.npz"
+runs = int(kept.read_text()) if kept.exists() else 0
+kept.write_text(str(runs + 1))
+if runs < TIMES:
+    say("failed", reason="Kafka gave nothing", passing=PASSING)
+    sys.exit(2)
+say("done", result={"runs": runs + 1})
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "passing", "state", "runs"),
+    [(2, True, "done", 3), (3, True, "failed", 3), (1, False, "failed", 1), (1, "'yes'", "failed", 1)],
+)
+def test_a_job_that_missed_what_it_needs_is_tried_again(
+    bench: Bench, engine: Engine, monkeypatch: pytest.MonkeyPatch, times: int, passing: object, state: str, runs: int
+) -> None:
+    monkeypatch.setattr("cloud.jobs.AGAIN_S", 0.0)
+    jobs_of = runner(bench, engine, AWAY.replace("TIMES", str(times)).replace("PASSING", str(passing)))
+    ran: list[str] = []
+    whole = jobs_of._run
+
+    def counted(task: Any, *how: Any) -> Report:
+        ran.append(task.job_id)
+        return whole(task, *how)
+
+    monkeypatch.setattr(jobs_of, "_run", counted)
+    jobs_of.start({}, ON)
+    row = ended(engine, begin(jobs_of))
+    assert (row["state"], len(ran)) == (state, runs)
+    assert row["reason"] == (None if state == "done" else "Kafka gave nothing")
     jobs_of.stop()
     jobs_of.join(WAIT_S)
 

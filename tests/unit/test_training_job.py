@@ -426,7 +426,7 @@ def test_the_program_ends_with_2_and_prints_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
     (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
     why = "model source, line 1: ZeroDivisionError: division by zero"
-    assert json.loads(line) == {"event": "failed", "reason": why}
+    assert json.loads(line) == {"event": "failed", "reason": why, "passing": False}
 
 
 def test_weights_of_a_model_that_gives_its_exits_as_a_dict() -> None:
