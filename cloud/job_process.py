@@ -17,6 +17,7 @@ import os
 import selectors
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -246,32 +247,50 @@ def _name_of(number: int) -> str:
 
 
 def _over_limit(pid: int, folder: Path, given: int, limits: Limits) -> str | None:
-    used, processes = _family(pid)
-    if processes > MOST_PROCESSES:
-        return f"the job ran {processes} processes and was ended; its limit is {MOST_PROCESSES}"
-    if used > limits.memory:
+    family = _family(pid)
+    if len(family) > MOST_PROCESSES:
+        return f"the job ran {len(family)} processes and was ended; its limit is {MOST_PROCESSES}"
+    if (used := _resident(family)) > limits.memory:
         limit = limits.memory / 1e6
         return f"the job held {used / 1e6:.0f} MB of memory and was ended; its limit is {limit:.0f} MB"
-    if (written := _size(folder) - given) > limits.output:
+    if (written := _size(folder) - given + _nameless(family)) > limits.output:
         limit = limits.output / 1e6
         return f"the job wrote {written / 1e6:.0f} MB and was ended; its limit is {limit:.0f} MB"
     return None
 
 
-def _family(pid: int) -> tuple[int, int]:
-    """(resident bytes, processes) of a process and all that it started."""
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started; empty when it has gone."""
     try:
         top = psutil.Process(pid)
-        family = [top, *top.children(recursive=True)]
+        return [top, *top.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return 0, 0
+        return []
+
+
+def _resident(family: list[psutil.Process]) -> int:
+    """Bytes that they hold in memory."""
     total = 0
     for process in family:
         try:
             total += process.memory_info().rss
         except psutil.NoSuchProcess:
             continue
-    return total, len(family)
+    return total
+
+
+def _nameless(family: list[psutil.Process]) -> int:
+    """Bytes on disk of files that they have open and removed: no folder shows them."""
+    found: dict[tuple[int, int], int] = {}
+    for process in family:
+        try:
+            with os.scandir(f"/proc/{process.pid}/fd") as opened:
+                for file in (one.stat() for one in opened):
+                    if stat.S_ISREG(file.st_mode) and not file.st_nlink:
+                        found[file.st_dev, file.st_ino] = file.st_blocks * 512
+        except OSError:  # it has gone, or closed the one that was looked at: there is a next time
+            continue
+    return sum(found.values())
 
 
 def _size(folder: Path) -> int:

@@ -199,6 +199,12 @@ def test_a_job_sees_nothing_of_the_process_that_reads_kafka_for_it(bench: Bench)
         ("time.sleep(60)", replace(LIMITS, time_s=0.5), "longer than 0.5 s"),
         ("[open(str(i), 'wb').write(bytes(9_000_000)) for i in range(9)]; time.sleep(60)", LIMITS, "wrote"),
         ("open('x', 'wb').write(bytes(90_000_000))", LIMITS, "File too large|wrote"),
+        (
+            "kept = [open(str(i), 'wb') for i in range(9)]\n"
+            "[(os.remove(file.name), file.write(b'1' * 9_000_000), file.flush()) for file in kept]\ntime.sleep(60)",
+            LIMITS,
+            "wrote",
+        ),
         ("sys.stdout.close(); os.close(1); os.close(2); time.sleep(60)", replace(LIMITS, time_s=0.5), "longer"),
     ],
 )
