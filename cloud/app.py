@@ -21,6 +21,7 @@ from cloud.routes import (
     bundles,
     certificates,
     devices,
+    evaluations,
     labels,
     models,
     online,
@@ -85,7 +86,11 @@ def create_app(service: Service) -> FastAPI:
                 "partition": partial(partitions.keep_partition, service),
                 "online": partial(online.keep_online, service),
             },
-            {"training": partial(trainings.go_on, service), "online": partial(online.go_on, service)},
+            {
+                "training": partial(trainings.go_on, service),
+                "online": partial(online.go_on, service),
+                **dict.fromkeys(("evaluation", "live-evaluation"), partial(evaluations.go_on, service)),
+            },
             {"online": partial(online.hear_candidate, service)},
         )
         topics = threading.Thread(target=make_topics, args=(service, stop), name="topics", daemon=True)
@@ -117,7 +122,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(bundles.open_router, prefix="/v1")
     app.include_router(bundles.router, prefix="/v1", dependencies=[Depends(anyone)])
     app.include_router(answers.router, prefix="/v1")
-    learning = (models, streams, trainings, online, partitions)
+    learning = (models, streams, trainings, online, evaluations, partitions)
     for resource in (*learning, devices, rollouts, predictions, labels, certificates):
         app.include_router(resource.router, prefix="/v1", dependencies=[Depends(admin)])
     return app

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,12 @@ log = logging.getLogger(__name__)
 PROGRAMS = {
     "check": Program("partitioner"),
     "training": Program("cloud.training"),
+    "evaluation": Program("cloud.training"),
+    "live-evaluation": Program("cloud.training"),
     "partition": Program("partitioner"),
     "online": Program("cloud.training"),
 }
-LIVE = ("online",)
+LIVE = ("online", "live-evaluation")
 """Kinds of job that may run for ever: they have places of their own, and no end by time."""
 LIVE_EVENTS_BYTES_S = 20_000
 """What such a job may report in a second, on top of what any job may in all."""
@@ -58,7 +61,7 @@ AGAIN_S = 2.0
 """Between two of them."""
 FINISH = "finish"
 """A file that tells a live job to end well."""
-GOES_ON_WITH = (JOB, "input.keras", "checkpoint.npz", FINISH)
+GOES_ON_WITH = (JOB, "input.keras", "segment-*.tflite", "checkpoint.npz", FINISH)
 """What is left in the folder of a job that goes on; a job runs foreign code, so nothing else, and no links."""
 
 Keep = Callable[[str, Path, dict[str, Any]], Callable[[Connection], None]]
@@ -413,10 +416,10 @@ class _Progress:
 
 
 def _clear(folder: Path, kept: Sequence[str]) -> None:
-    """Remove all that a job left in its folder but the files named `kept`."""
+    """Remove all that a job left in its folder but the files named `kept` (`*`: anything)."""
     for entry in folder.iterdir():
         mode = entry.lstat().st_mode
-        if entry.name not in kept or not stat.S_ISREG(mode):
+        if not any(fnmatch(entry.name, name) for name in kept) or not stat.S_ISREG(mode):
             shutil.rmtree(entry) if stat.S_ISDIR(mode) else entry.unlink()
 
 

@@ -38,7 +38,7 @@ class CloudSettings(RoomSettings):
     jobs_at_once: int = Field(default=1, ge=1, le=64)
     """Trainings and partitions that run at the same time; checks of models have a slot of their own."""
     live_jobs_at_once: int = Field(default=2, ge=1, le=64)
-    """Jobs on live streams (online learning) that run at the same time, besides the others."""
+    """Jobs on live streams (online learning, evaluation) that run at the same time, besides the others."""
     jobs_waiting: int = Field(default=100, ge=1)
     """Trainings and partitions that may wait for their turn; more are refused."""
     job_time_s: Seconds = Field(default=3600.0, gt=0)

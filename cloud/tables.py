@@ -131,6 +131,20 @@ candidates = Table(
     Column("reason", String),  # why nothing more comes of it
 )
 
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("model", String(63), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("training", String(40)),  # that made what is evaluated, if that is it
+    Column("bundle", String(64)),  # that is evaluated, if it is one
+    Column("operating_point", String(63)),  # of the bundle
+    Column("stream_id", String(63), nullable=False),
+    Column("announcement", JSON, nullable=False),  # as it was when the evaluation began, of the slices asked for
+    Column("settings", JSON, nullable=False),
+)
+
 partitions = Table(
     "partitions",
     metadata,

@@ -103,6 +103,46 @@ class Client:
         wanted = [{"model": name, "version": version} for name, version in named]
         return self._json("POST", "/v1/trainings", {"models": wanted, "stream_id": stream_id, "settings": settings})
 
+    def evaluate(
+        self,
+        stream_id: str,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        training: str | None = None,
+        bundle: str | None = None,
+        operating_point: str = "default",
+        **settings: Any,
+    ) -> Json:
+        """Start an evaluation of a model's version (the newest by default), of what a training made, or of a bundle.
+
+        `settings` as `sluice.wire.evaluation.EvaluationSettings` has them: `slices`, or `live` for a consumer group.
+        """
+        named: Json = {"model": model, "version": version, "training": training}
+        if bundle is not None:
+            named |= {"bundle": bundle, "operating_point": operating_point}
+        return self._json("POST", "/v1/evaluations", {**named, "stream_id": stream_id, "settings": settings})
+
+    def evaluation(self, evaluation_id: str) -> Json:
+        """An evaluation: state, and the figures so far."""
+        return self._json("GET", f"/v1/evaluations/{evaluation_id}")
+
+    def evaluations(self) -> list[Json]:
+        """The newest evaluations, newest first, with their last figures and without their confusion matrices."""
+        return self._list("/v1/evaluations")
+
+    def finish_evaluation(self, evaluation_id: str) -> Json:
+        """Let a live evaluation come to its end, with what it has counted."""
+        return self._json("POST", f"/v1/evaluations/{evaluation_id}/finish")
+
+    def cancel_evaluation(self, evaluation_id: str) -> Json:
+        """End an evaluation; its figures so far stay."""
+        return self._json("POST", f"/v1/evaluations/{evaluation_id}/cancel")
+
+    def wait_for_evaluation(self, evaluation_id: str, on_change: OnJob = lambda _job: None) -> Json:
+        """Wait until an evaluation is done; as `wait_for_training`."""
+        return self._wait(f"/v1/evaluations/{evaluation_id}", on_change)
+
     def training(self, training_id: str) -> Json:
         """A training: state, progress, metrics so far."""
         return self._json("GET", f"/v1/trainings/{training_id}")

@@ -8,7 +8,12 @@ from typing import Any
 
 from partitioner import events, quiet
 
-MODULES = {"training": "cloud.training.job", "online": "cloud.training.online"}
+MODULES = {
+    "training": "cloud.training.job",
+    "online": "cloud.training.online",
+    "evaluation": "cloud.training.evaluation",
+    "live-evaluation": "cloud.training.evaluation",
+}
 """By kind of job, the module whose `work` does it."""
 
 

@@ -1,6 +1,7 @@
 """The job's side of `feed`: a stream from the socket that the job was born with, in batches or as a whole.
 
-Of a live stream (`live`) the job says where it begins, and which batches it has used once its checkpoint says so too:
+Of a live stream (`live`), or of slices of which each record counts once (`begins` in the wish), the job says where it
+begins, and which batches it has used once its checkpoint says so too:
 
     fed.begin(checkpoint.ends)
     for batch in fed:  # empty ones too, now and then, so that the job can look at its clock
@@ -86,10 +87,12 @@ class Fed:
     def _batch(self, form: dict[str, Any]) -> Batch:
         ends = {(topic, partition): offset for topic, partition, offset in form["ends"]}
         x, y = self._array(form["x"]), self._array(form["y"])
-        if "offsets" not in form:
+        if "told" not in form:
             return Batch(x, y, ends)
         self._given += 1
         self._hear(form["told"])
+        if "offsets" not in form:
+            return Batch(x, y, ends, number=self._given)
         return Batch(x, y, ends, self._array(form["places"]), self._array(form["offsets"]), self._given)
 
     def _hear(self, told: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ the job, shut in, and this one, which has Kafka's settings (its wish, one line o
 decoded batches through a socket that both were born with. `fed` is the job's side of it.
 
 A frame is a line of JSON and, for a batch, the bytes of its arrays: `{"batch": {"x", "y", "ends"}}`, each array as
-`{"dtype", "shape"}`, x then y; `{"end": {"bad", "first"}}`; or `{"failed": {"reason", "passing"}}`. Of a slice nothing
-is read that a job writes into the socket. Of a live stream (`live`) the job says where it begins and what it used, and
-a batch has two arrays more, `places` and `offsets`, and `told`. Whatever a job says can end this process, nothing else.
+`{"dtype", "shape"}`, x then y; `{"end": {"bad", "first"}}`; or `{"failed": {"reason", "passing"}}`. Of a whole stream
+nothing is read that a job writes into the socket. Of a live one (`live`), and of slices that the job counts itself, it
+says where it begins and what it used, and a batch has `told`; of a live one it has two arrays more, `places` and
+`offsets`. Whatever a job says can end this process, nothing else.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from sluice.daemon.secrecy import keep_to_itself
 from sluice.doors.kafka import KafkaCluster, KafkaWriter
 from sluice.streams.bad import BadRecords, letters_to
 from sluice.streams.group import Group
-from sluice.streams.live import Handing, Heard, Live
-from sluice.streams.reader import BATCH, STALLED_S, Batch, read_stream
+from sluice.streams.live import TICK_S, Handing, Heard, Live
+from sluice.streams.reader import BATCH, STALLED_S, Batch, read_rest, read_stream
 from sluice.wire.errors import SluiceError, TemporaryError
+from sluice.wire.slices import parse_slice
 from sluice.wire.state import Announcement
 
 LETTERS_S = 10.0
@@ -50,6 +52,8 @@ class Wish(BaseModel):
     """Most records in a batch."""
     live: Live | None = None
     """Read these topics as they grow, not the stream's slices; the stream says what their records are."""
+    begins: bool = False
+    """Of slices too the job says where it begins and what it used, and each record is handed out once."""
     stalled_s: float = Field(default=STALLED_S, gt=0)
     """How long Kafka may give nothing before reading is given up."""
 
@@ -61,6 +65,9 @@ def serve(wish: Wish, out: IO[bytes], own: socket.socket | None = None) -> None:
     try:
         if wish.live is not None and own is not None:
             _serve_live(wish, wish.live, out, own, bad, writer)
+            return
+        if wish.begins and own is not None:
+            _serve_rest(wish, out, own, bad, writer)
             return
         whole = read_stream(
             wish.kafka, wish.stream, batch=wish.batch, bad=bad, classes=wish.classes, stalled_s=wish.stalled_s
@@ -114,6 +121,31 @@ def _serve_live(
             _write_line(out, {"end": _told(bad)})
             out.flush()
             handing.settle()
+
+
+def _serve_rest(wish: Wish, out: IO[bytes], own: socket.socket, bad: BadRecords, writer: KafkaWriter | None) -> None:
+    heard, given = Heard(own), 0
+    begin = heard.begin({parse_slice(text).topic for text in wish.stream.slices})
+    if heard.over:
+        return
+    rest = read_rest(
+        wish.kafka, wish.stream, begin, batch=wish.batch, bad=bad, classes=wish.classes, stalled_s=wish.stalled_s
+    )
+    for batch in rest:
+        if writer is not None:
+            writer.poll()
+        _write_batch(out, batch, _told(bad))
+        out.flush()
+        given += 1
+        heard.used(given)
+        if heard.over:
+            return
+    if writer is not None and writer.flush(LETTERS_S):
+        raise TemporaryError("Kafka does not take the dead letters of bad records")
+    _write_line(out, {"end": _told(bad)})
+    out.flush()
+    while not heard.over:  # nothing is committed; but a job that says something finds somebody who listens
+        heard.used(given, TICK_S)
 
 
 def _told(bad: BadRecords) -> dict[str, Any]:

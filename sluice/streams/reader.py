@@ -22,7 +22,7 @@ from sluice.streams.bad import BadRecords
 from sluice.streams.formats import decode
 from sluice.streams.samples import NONE, Array, Labels, StreamConfig, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
-from sluice.wire.slices import Slice, parse_slice
+from sluice.wire.slices import Slice, merged, parse_slice
 from sluice.wire.state import Announcement
 
 BATCH = 1000
@@ -149,6 +149,37 @@ def read_stream(
         raise PermanentError(
             f"stream {announcement.stream_id!r} has {done} records where {announcement.count} were announced"
         )
+
+
+def read_rest(
+    cluster: KafkaCluster,
+    announcement: Announcement,
+    begin: Mapping[TopicPartition, int],
+    *,
+    batch: int = BATCH,
+    bad: BadRecords | None = None,
+    classes: int | None = None,
+    stalled_s: float = STALLED_S,
+) -> Iterator[Batch]:
+    """The samples of an announced stream that do not stand before `begin`, each once: topic partition by topic
+    partition, offsets rising. One that is not in `begin` is read from its first slice on.
+
+    Raises as `read_stream`, but does not know how many records there are to be.
+    """
+    config = parse_config(announcement.config)
+    slices = []
+    for piece in merged(parse_slice(text) for text in announcement.slices):
+        first = max(piece.offset, begin.get((piece.topic, piece.partition), 0))
+        if first < piece.end:
+            slices.append(Slice(piece.topic, piece.partition, first, piece.end - first))
+    done = 0
+    for records in read_slices(cluster, slices, batch=batch, stalled_s=stalled_s):
+        x, y = decode(announcement.format, records, config, bad, classes)
+        done += len(records)
+        last = records[-1]
+        yield Batch(x, y, {(last.topic, last.partition): last.offset + 1})
+    if done < sum(piece.length for piece in slices):
+        _require(cluster, slices)  # what retention took while we read is what is missing
 
 
 def load_stream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sluice.wire.errors import PermanentError
@@ -34,3 +35,15 @@ def parse_slice(text: str) -> Slice:
     if match is None:
         raise PermanentError(f"slice {text[:80]!r} is not topic:partition:offset:length")
     return Slice(match[1], int(match[2]), int(match[3]), int(match[4]))
+
+
+def merged(slices: Iterable[Slice]) -> list[Slice]:
+    """The same records, each once, topic partition by topic partition, offsets rising."""
+    found: list[Slice] = []
+    for piece in sorted(slices, key=lambda one: (one.topic, one.partition, one.offset)):
+        last = found[-1] if found else None
+        if last and (last.topic, last.partition) == (piece.topic, piece.partition) and piece.offset <= last.end:
+            found[-1] = Slice(last.topic, last.partition, last.offset, max(last.end, piece.end) - last.offset)
+        else:
+            found.append(piece)
+    return found

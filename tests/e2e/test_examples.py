@@ -21,12 +21,12 @@ RANDOM = np.random.default_rng(0)
 LINES_MOST = 60
 
 
-def run(whole: Whole, name: str, data: Path, *more: str) -> dict[str, float]:
+def run(whole: Whole, name: str, data: Path, *more: str, script: str = "train.py") -> dict[str, float]:
     """What the example prints: accuracy by exit."""
-    script = ROOT / "examples" / name / "train.py"
+    script = str(ROOT / "examples" / name / script)
     access = ["--bootstrap", whole.kafka.bootstrap, "--url", whole.system.url, "--token", whole.system.token]
     done = subprocess.run(
-        [sys.executable, str(script), str(data), *access, *more], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, script, str(data), *access, *more], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, float] = ast.literal_eval(done.stdout.splitlines()[-1])
@@ -54,6 +54,13 @@ def test_windows_of_sensors(whole: Whole, tmp_path: Path) -> None:
     x = RANDOM.normal(size=(600, 128, 9)) + y[:, None, None] / 2
     np.savez(tmp_path / "har.npz", x_train=x.astype(np.float32), y_train=y)
     assert run(whole, "har", tmp_path / "har.npz", "--epochs", "10")["final"] > 0.8
+
+
+def test_windows_of_which_few_have_a_label(whole: Whole, tmp_path: Path) -> None:
+    y = RANDOM.integers(1, 7, 900)
+    x = RANDOM.normal(size=(900, 128, 9)) + y[:, None, None] / 2
+    np.savez(tmp_path / "har.npz", x_train=x.astype(np.float32), y_train=y)
+    assert run(whole, "har", tmp_path / "har.npz", "--epochs", "10", script="few_labels.py")["final"] > 0.8
 
 
 def test_images(whole: Whole, tmp_path: Path) -> None:

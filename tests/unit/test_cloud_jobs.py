@@ -545,6 +545,8 @@ for epoch in range(1, 7):
     if epoch == 4 and done < 4:
         (folder / "log").symlink_to(folder.parents[1] / "secret")
         (folder / "sub").mkdir()
+        (folder / "segment-0.tflite").write_text("of a bundle")
+        (folder / "segment-1.tflite").symlink_to(folder.parents[1] / "secret")
         END
 say("done", result={"from": done, "left": sorted(path.name for path in folder.iterdir())})
 """
@@ -558,7 +560,9 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoint(bench: Bench, engine:
     jobs_of.start({}, ON)
     row = ended(engine, begin(jobs_of))
     assert (row["state"], row["result"]["from"]) == ("done", 4)
-    assert row["result"]["left"] == ["checkpoint.npz", "events.jsonl", "job.json", "log.txt", "tmp"]
+    assert row["result"]["left"] == [
+        "checkpoint.npz", "events.jsonl", "job.json", "log.txt", "segment-0.tflite", "tmp",
+    ]  # fmt: skip
     assert [entry["epoch"] for entry in row["metrics"]] == [1, 2, 3, 4, 5, 6], "each once"
     assert not (jobs_of.folder / row["id"] / "checkpoint.npz").exists(), "what has ended needs none"
     assert (bench.data / "secret").read_text() == "secret"

@@ -90,8 +90,13 @@ def run(
     assert feed.stdin is not None
     with feed.stdin:
         feed.stdin.write(wish.encode() + b"\n")
-    code = events.run(folder, lambda where, said: work(where, said, fed.detach()))
-    fed.close()  # where the job never asked for it
+    try:
+        code = events.run(folder, lambda where, said: work(where, said, fed.detach()))
+        fed.close()  # where the job never asked for it
+    except BaseException:
+        feed.kill()
+        feed.wait(60)
+        raise
     assert feed.wait(60) == 0
     return code, [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.wire.errors import PermanentError
-from sluice.wire.slices import Slice, parse_slice
+from sluice.wire.slices import Slice, merged, parse_slice
 from tests.unit.wire_support import patient
 
 
@@ -48,3 +48,10 @@ def test_what_is_none_is_refused(text: str) -> None:
     with pytest.raises(PermanentError, match="is not topic:partition:offset:length") as refused:
         parse_slice(text)
     assert len(str(refused.value)) < 200
+
+
+def test_slices_that_overlap_or_touch_are_one() -> None:
+    given = ["b:0:5:5", "a:1:0:3", "b:0:0:5", "b:0:7:9", "a:0:8:2", "a:0:0:4", "b:0:20:1", "a:0:1:2"]
+    wanted = ["a:0:0:4", "a:0:8:2", "a:1:0:3", "b:0:0:16", "b:0:20:1"]
+    assert [str(one) for one in merged(map(parse_slice, given))] == wanted
+    assert merged([]) == []
