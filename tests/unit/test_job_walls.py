@@ -73,6 +73,8 @@ def test_files_of_the_service_and_of_others(bench: Bench, tmp_path: Path) -> Non
     attempts["follow a link"] = f"(os.symlink({secret!r}, 'link'), open('link').read())"
     attempts["a link of its own"] = f"os.link({secret!r}, 'hard')"
     attempts["move it here"] = f"os.rename({secret!r}, 'moved')"
+    handle = {"x86_64": 304, "aarch64": 265}[os.uname().machine]
+    attempts["open it without a path"] = f"call({handle}, 0, 0, 0)"
     attempts["remove it"] = f"os.remove({secret!r})"
     found = tried(bench, attempts)
     # a link or a move to another folder is refused with this where Landlock lets neither side do it
