@@ -7,8 +7,10 @@ what it made of a batch (a checkpoint, a row) can make that exactly once.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -67,6 +69,7 @@ class Group:
         self._at_end: dict[TopicPartition, int] = {}
         """Of each topic partition, the offset at which nothing more was there when it was last reached."""
         self.lost = 0
+        self._turn, self._inside = threading.Lock(), threading.Lock()
         self._reader = KafkaReader(
             "group",
             cluster,
@@ -94,7 +97,8 @@ class Group:
         Raises as `sluice.streams.formats.decode`, but for records that `bad` bears.
         """
         begun = time.monotonic()
-        records = self._reader.read(self._batch, POLL_S, FILL_S)
+        with self._alone():
+            records = self._reader.read(self._batch, POLL_S, FILL_S)
         if records or not self._joined:
             self._quiet_s = 0.0
         else:
@@ -159,16 +163,32 @@ class Group:
 
         Raises `TemporaryError` when Kafka cannot say; then it may be called again.
         """
-        return self._reader.commit(batch.ends)
+        return self.commit_ends(batch.ends)
 
     def commit_ends(self, ends: Mapping[TopicPartition, int]) -> bool:
         """The same of all batches up to these ends."""
-        return self._reader.commit(ends)
+        with self._alone():
+            return self._reader.commit(ends)
 
     def lag(self, timeout_s: float = 5.0) -> dict[TopicPartition, int]:
-        """How many offsets there are behind what was given out last, of each topic partition that is ours."""
-        ends = {place: self._reader.watermarks(place, timeout_s) for place in self._reader.assignment()}
+        """How many offsets there are behind what was given out last, of each topic partition that is ours.
+
+        May be called from another thread than the one that takes batches.
+        """
+        with self._alone():
+            ends = {place: self._reader.watermarks(place, timeout_s) for place in self._reader.assignment()}
         return {place: high - max(low, self._next.get(place, low)) for place, (low, high) in ends.items()}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time, in the order in which they come: Kafka's client lets one in as well, but whichever asks
+        just then, and a thread that reads without a pause never leaves it to another one."""
+        with self._turn:
+            self._inside.acquire()
+        try:
+            yield
+        finally:
+            self._inside.release()
 
     def close(self) -> None:
         """Leave the group."""

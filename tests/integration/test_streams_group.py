@@ -152,6 +152,28 @@ def test_readers_of_a_group_share(kafka: Kafka, cluster: KafkaCluster, unique: s
     assert again <= (BATCH if how == "is killed" else 0), "what was committed is not read again"
 
 
+def test_the_lag_is_told_while_another_thread_waits_for_records(cluster: KafkaCluster, unique: str) -> None:
+    ensure_topics(cluster, {unique: 2})
+    config: dict[str, object] = {"shape": [2], "dtype": "float32"}
+    told: queue.Queue[dict[tuple[str, int], int]] = queue.Queue()
+    with Group(cluster, [unique], "raw", config, f"g-{unique}") as group:
+
+        def look() -> None:
+            while len(found := group.lag()) < 2 and not group.stopping:
+                time.sleep(0.01)
+            told.put(found)
+
+        threads = [threading.Thread(target=lambda: list(group)), threading.Thread(target=look)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert told.get(timeout=60) == {(unique, 0): 0, (unique, 1): 0}
+        finally:
+            group.stopping = True
+            for thread in threads:
+                thread.join(30)
+
+
 def test_bad_records_are_left_out_and_kept(cluster: KafkaCluster, stream: Announcement) -> None:
     ensure_topics(cluster, {DEAD_LETTER: 1})
     writer = KafkaWriter("other", cluster)
