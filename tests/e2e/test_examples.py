@@ -80,7 +80,7 @@ WHOLE = {"har": "uci-har/uci_har_inertial.npz", "mnist": "mnist", "susy": "susy/
 def test_on_the_real_data(whole: Whole, name: str) -> None:
     """All of it, a few times over; the table is so small that its own test takes the real one."""
     more = {"har": ["--epochs", "6"], "mnist": ["--epochs", "1"], "susy": ["--rows", "5000000"]}[name]
-    assert run(whole, name, DATA / WHOLE[name], *more)["final"] > {"har": 0.9, "mnist": 0.95, "susy": 0.78}[name]
+    assert run(whole, name, DATA / WHOLE[name], *more)["final"] > {"har": 0.9, "mnist": 0.9, "susy": 0.78}[name]
 
 
 def test_rows_of_numbers(whole: Whole, tmp_path: Path) -> None:
