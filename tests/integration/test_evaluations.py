@@ -90,7 +90,7 @@ def cluster(kafka: Kafka) -> KafkaCluster:
     return KafkaCluster(bootstrap=kafka.bootstrap)
 
 
-def until(what: Callable[[], bool], wait_s: float = WAIT_S) -> None:
+def until(what: Callable[[], object], wait_s: float = WAIT_S) -> None:
     deadline = time.monotonic() + wait_s
     while not what():
         assert time.monotonic() < deadline
@@ -104,26 +104,29 @@ def end(process: Process) -> None:
     process.wait_ready()
 
 
-def gets_on(plane: Plane, evaluation_id: str, before: int) -> int:
-    """Wait until more than `before` records are counted, or the evaluation is done; returns how many are counted."""
+def gets_on(plane: Plane, evaluation_id: str, before: int) -> None:
+    """Wait until more than `before` records are counted, or the evaluation is done."""
     until(lambda: plane.counted(evaluation_id) > before or plane.client.evaluation(evaluation_id)["result"])
-    return plane.counted(evaluation_id)
 
 
 def killed_again_and_again(plane: Plane, evaluation_id: str, whole: int, kills: int = 5) -> int:
     """Kill job and service in turn, at random moments in which they get on; returns how many kills it was."""
     dice, done, before = random.Random(evaluation_id), 0, 0
     while done < kills:
-        before = gets_on(plane, evaluation_id, before)
+        gets_on(plane, evaluation_id, before)
         time.sleep(dice.uniform(0, 1.2))  # the moment is the point
+        until(lambda: plane.job() or plane.client.evaluation(evaluation_id)["result"])  # it may be beginning again
         job = plane.job()
-        if before >= whole or job is None:
+        if job is None:
             break
         if done % 2:
             end(plane.cloud)
         else:
             job.kill()
         done += 1
+        before = plane.counted(evaluation_id)
+        if before >= whole:
+            break
     return done
 
 
