@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 from fastapi import HTTPException
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import RowMapping, func, insert, select, update
 
 from cloud.database import reading, writing
 from cloud.routes.models import add_trained
@@ -28,6 +28,8 @@ from sluice.wire.slices import parse_slice
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+_INTERRUPTED = (jobs.c.state == "failed") & func.coalesce(jobs.c.reason, "").like("the service was %")
+"""A partition that the service took with it when it stopped: another one is begun."""
 
 
 class Candidates:
@@ -52,7 +54,8 @@ class Candidates:
         wanted = (
             select(candidates, *of_job, online_jobs.c.partition.label("cutting"))
             .join(online_jobs, online_jobs.c.id == candidates.c.online)
-            .where(candidates.c.reason.is_(None), candidates.c.partition.is_(None))
+            .outerjoin(jobs, jobs.c.id == candidates.c.partition)
+            .where(candidates.c.reason.is_(None), candidates.c.partition.is_(None) | _INTERRUPTED)
             .order_by(candidates.c.proposed_at)
         )
         with reading(self.service.engine) as connection:
@@ -106,7 +109,8 @@ class Candidates:
 
     def _cut(self, row: RowMapping) -> None:
         """Begin to cut it."""
-        of_it = select(partitions.c.id).where(partitions.c.training == row["training"])
+        of_it = select(partitions.c.id).join(jobs, jobs.c.id == partitions.c.id)
+        of_it = of_it.where(partitions.c.training == row["training"], ~_INTERRUPTED)
         with reading(self.service.engine) as connection:
             begun = connection.execute(of_it).scalar()
         if begun is None:

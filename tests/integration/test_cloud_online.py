@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from sqlalchemy import update
 
+from cloud.database import writing
 from cloud.settings import CloudSettings
+from cloud.tables import jobs, partitions
 from sluice.client import Client
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
 from sluice.doors.kafka_topics import EmbeddedKafka
@@ -87,6 +90,22 @@ def test_a_candidate_becomes_a_version_and_a_bundle(
         daily_command(cloud, monkeypatch, online, "start", stream, "--model", "digits", "--records", "9", "--json")
     )
     assert told["result"]["records"] == 999
+
+
+def test_a_partition_that_the_service_took_with_it_is_begun_anew(cloud: Running, unique: str) -> None:
+    stream = data_stream(cloud, f"data-{unique}")
+    cloud.client.add_model("m", "good")
+    started = cloud.client.learn_on(stream, model="m")["id"]
+    (first,) = settled(cloud.client, started)["candidates"]
+    with writing(cloud.service.engine) as connection:  # what the next service says of it
+        taken = {"state": "failed", "reason": "the service was restarted"}
+        connection.execute(update(jobs).where(jobs.c.id == first["partition"]).values(taken))
+        connection.execute(update(partitions).where(partitions.c.id == first["partition"]).values(bundle=None))
+    deadline = time.monotonic() + WAIT_S
+    while (second := settled(cloud.client, started)["candidates"][0])["partition"] == first["partition"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert second["bundle"] and second["version"] == 2
 
 
 def test_candidates_that_are_not_cut_are_versions(cloud: Running, unique: str) -> None:
@@ -204,9 +223,10 @@ class Job:
             assert time.monotonic() < deadline, job
             time.sleep(0.2)
 
-    def kill(self) -> None:
+    def kill(self, program: str) -> None:
         children = psutil.Process(self.service.process.pid).children(recursive=True)
-        (process,) = [child for child in children if "cloud.training" in child.cmdline()]
+        alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        (process,) = [child for child in alive if program in child.cmdline()]
         process.kill()
 
 
@@ -233,7 +253,7 @@ def test_from_a_live_stream_to_a_bundle_across_kills(kafka: Kafka, service: Proc
     running_job = Job(service, unique, partition=cutting, **often, **held_back)
     send_live(cluster, unique, 1000, 1)
     running_job.wait(lambda job: records(job) > 500)
-    running_job.kill()
+    running_job.kill("cloud.training")
     send_live(cluster, unique, 1000, 2)
     running_job.wait(lambda job: records(job) > 1500)
     service.stop(signal.SIGKILL)
