@@ -242,7 +242,7 @@ def bundled(job: dict[str, Any]) -> bool:
 @pytest.mark.tensorflow
 @pytest.mark.timeout(900)
 def test_from_a_live_stream_to_a_bundle_across_kills(kafka: Kafka, service: Process, unique: str) -> None:
-    """Job and service are killed; each record is learnt from once, and what comes of it can be rolled out."""
+    """Job, feed and service are killed; each record is learnt from once, and what comes of it can be rolled out."""
     cluster = KafkaCluster(bootstrap=kafka.bootstrap)
     with Sender(cluster, unique, stream_id=unique, shape=(4,), format="raw", partitions=2) as sender:
         for x, y in zip(*draw(300, 0), strict=True):
@@ -254,7 +254,10 @@ def test_from_a_live_stream_to_a_bundle_across_kills(kafka: Kafka, service: Proc
     send_live(cluster, unique, 1000, 1)
     running_job.wait(lambda job: records(job) > 500)
     running_job.kill("cloud.training")
-    send_live(cluster, unique, 1000, 2)
+    send_live(cluster, unique, 500, 2)
+    running_job.wait(lambda job: records(job) > 1200)
+    running_job.kill("sluice.streams.feed")
+    send_live(cluster, unique, 500, 4)
     running_job.wait(lambda job: records(job) > 1500)
     service.stop(signal.SIGKILL)
     send_live(cluster, unique, 1000, 3)
