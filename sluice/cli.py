@@ -25,10 +25,7 @@ EXTRA_OF = {
     "sluice.stage.profile": "edge",
     "sluice.stage": "stage",
     "sluice.dev": "demo",
-    "sluice.daily": "client",
-    "sluice.harvest": "client",
-    "sluice.online": "client",
-    "sluice.trainings": "client",
+    "sluice.commands": "client",
     "sluice.streams": "client",
     "sluice.letters": "client",
 }

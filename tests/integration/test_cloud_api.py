@@ -34,8 +34,11 @@ from cloud.tables import (
     rollouts,
     streams,
 )
-from sluice import daily, trainings
 from sluice.client import Client
+from sluice.commands import results, trainings
+from sluice.commands.devices import devices as devices_command
+from sluice.commands.rollout import rollout as rollout_command
+from sluice.commands.train import train as train_command
 from sluice.doors.http import HttpDoor
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
 from sluice.doors.kafka_topics import EmbeddedKafka
@@ -267,16 +270,16 @@ def test_several_models_are_compared_on_one_stream(
         assert "either a model" in detail
     assert rows(cloud, jobs) == before
 
-    shown = daily_command(cloud, monkeypatch, daily.train, "a", "b", "--stream", stream, "--epochs", "1")
+    shown = daily_command(cloud, monkeypatch, train_command, "a", "b", "--stream", stream, "--epochs", "1")
     assert "a 2" in shown and "b 1" in shown and "comparison-" in shown
     arguments = ["a", "b", "--stream", stream, "--json", "--patience", "3", "--balanced", "--bad-most", "4"]
-    told = json.loads(daily_command(cloud, monkeypatch, daily.train, *arguments))
+    told = json.loads(daily_command(cloud, monkeypatch, train_command, *arguments))
     assert [one["state"] for one in told["trainings"]] == ["done", "done"]
     (kept, _) = cloud.client.trainings(told["comparison"])
     assert kept["settings"]["early_stopping"]["patience"] == 3
     assert (kept["settings"]["class_weights"], kept["settings"]["bad_most"]) == ("balanced", 4)
     with pytest.raises(PermanentError, match="are for one model"):
-        daily_command(cloud, monkeypatch, daily.train, "a", "b", "--stream", stream, "--cut")
+        daily_command(cloud, monkeypatch, train_command, "a", "b", "--stream", stream, "--cut")
 
 
 def test_what_was_trained_is_trained_on(cloud: Running, unique: str) -> None:
@@ -450,14 +453,14 @@ def test_a_device_runs_several_models_and_each_rollout_changes_one(
         connection.execute(insert(device_states).values(row))
     assert shown(first) == ("failed", "exit share 0.1")
     assert shown(second) == ("done", None)
-    listed = daily_command(cloud, monkeypatch, daily.devices)
+    listed = daily_command(cloud, monkeypatch, devices_command)
     assert "exit share" in listed and "doors" in listed
     options = ["--errors-most", "0.2", "--samples", "30", "--watch-s", "60", "--no-wait", "--json"]
-    third = json.loads(daily_command(cloud, monkeypatch, daily.rollout, digits, *options))
+    third = json.loads(daily_command(cloud, monkeypatch, rollout_command, digits, *options))
     assert third["bounds"] == Bounds(errors_most=0.2, samples=30, watch_s=60).model_dump()
     assert (shown(first)[0], shown(second)[0], shown(third)[0]) == ("superseded", "done", "pending")
 
-    assert "no longer" in daily_command(cloud, monkeypatch, daily.devices, "take-off", "pi-1", "digits")
+    assert "no longer" in daily_command(cloud, monkeypatch, devices_command, "take-off", "pi-1", "digits")
     desired = Desired.model_validate(cloud.client.device("pi-1")["desired"])
     assert [run.model for run in desired.runs] == ["doors"] and desired.revision > third["devices"][0]["revision"]
     assert (shown(second)[0], shown(third)[0]) == ("done", "superseded")
@@ -510,7 +513,7 @@ def test_a_device_is_told_to_measure_itself(
     report(2, measured=measured)
     monkeypatch.setattr(Client, "request_profile", lambda *_: asked)
     out = tmp_path / "profile.json"
-    shown = daily_command(cloud, monkeypatch, daily.devices, "profile", device, "--out", str(out))
+    shown = daily_command(cloud, monkeypatch, devices_command, "profile", device, "--out", str(out))
     assert "a fine CPU" in shown and "2.5 (3.5)" in shown
     assert read_profile(out).segments[0].us == {"1": 2.5}
 
@@ -693,7 +696,7 @@ def test_a_rollout_waits_for_its_devices_and_fails_with_those_that_could_not(
     devices = threading.Thread(target=report, args=({"pi-1": {}, "pi-2": refused},))
     devices.start()
     with pytest.raises(PermanentError, match=r"could not do it: pi-2$"):
-        daily_command(cloud, monkeypatch, daily.rollout, digest)
+        daily_command(cloud, monkeypatch, rollout_command, digest)
     devices.join()
     assert [d["state"] for d in cloud.http.get("/v1/rollouts").json()[0]["devices"]] == ["done", "failed"]
 
@@ -706,21 +709,21 @@ def test_the_daily_commands(cloud: Running, unique: str, tmp_path: Path, monkeyp
     def run(command: Any, *arguments: str) -> str:
         return daily_command(cloud, monkeypatch, command, *arguments)
 
-    trained = json.loads(run(daily.train, "net", stream, "--source", str(source), "--epochs", "2", "--json"))
+    trained = json.loads(run(train_command, "net", stream, "--source", str(source), "--epochs", "2", "--json"))
     assert trained["metrics"] == {"final": {"accuracy": 0.9}}
-    assert "bundle" in run(daily.train, "net", stream)
+    assert "bundle" in run(train_command, "net", stream)
     settings = tmp_path / "edge.toml"
-    run(daily.devices, "add", "pi-1", "--out", str(settings))
+    run(devices_command, "add", "pi-1", "--out", str(settings))
     assert settings.stat().st_mode & 0o77 == 0
     assert settings.read_text().startswith('device_id = "pi-1"\ntoken = "sluice_')
     with pytest.raises(PermanentError, match="is there already"):
-        run(daily.devices, "add", "pi-2", "--out", str(settings))
-    rollout = json.loads(run(daily.rollout, trained["bundle"], "--no-wait", "--json"))
-    assert [device["state"] for device in rollout["devices"]] == ["pending"]
-    assert "pi-1" in run(daily.devices)
-    assert json.loads(run(daily.devices, "--json"))[0]["device_id"] == "pi-1"
-    assert json.loads(run(daily.results, "--json"))["total"] == 0
-    assert "0 predictions" in run(daily.results)
+        run(devices_command, "add", "pi-2", "--out", str(settings))
+    begun = json.loads(run(rollout_command, trained["bundle"], "--no-wait", "--json"))
+    assert [device["state"] for device in begun["devices"]] == ["pending"]
+    assert "pi-1" in run(devices_command)
+    assert json.loads(run(devices_command, "--json"))[0]["device_id"] == "pi-1"
+    assert json.loads(run(results.results, "--json"))["total"] == 0
+    assert "0 predictions" in run(results.results)
 
 
 def test_trainings_are_looked_at(cloud: Running, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -781,7 +784,7 @@ def test_predictions_by_page_and_summed_up(cloud: Running, monkeypatch: pytest.M
     assert (summary["total"], summary["records"], summary["repeats"]) == (1501, 1503, 2)
     assert summary["by_tier"] == {"cloud": 1, "edge": 750, "fog": 750}
     assert client.summary(device="pi-2")["by_tier"] == {"cloud": 1}
-    assert "1503 predictions on the topic, 2 of them repeats" in daily_command(cloud, monkeypatch, daily.results)
+    assert "1503 predictions on the topic, 2 of them repeats" in daily_command(cloud, monkeypatch, results.results)
 
 
 def test_labels_go_through_kafka(
@@ -790,8 +793,8 @@ def test_labels_go_through_kafka(
     file = tmp_path / "labels.csv"
     file.write_text(f"device_id,source_id,label\n{unique},frame-1,7\n{unique},frame-2,seven\n")
     sample = f"{'00' * 8}:5"
-    assert "1 told" in daily_command(cloud, monkeypatch, daily.label, unique, "3", "--sample", sample)
-    assert "2 told" in daily_command(cloud, monkeypatch, daily.label, "--file", str(file))
+    assert "1 told" in daily_command(cloud, monkeypatch, results.label, unique, "3", "--sample", sample)
+    assert "2 told" in daily_command(cloud, monkeypatch, results.label, "--file", str(file))
     reader = KafkaReader("test", KafkaCluster(bootstrap=embedded.bootstrap), unique)
     reader.subscribe([names.LABELS])
     found: list[Label] = []
@@ -801,8 +804,8 @@ def test_labels_go_through_kafka(
     reader.close()
     by_source = {one.source_id: one.label for one in found}
     assert by_source == {None: 3, "frame-1": 7, "frame-2": "seven"}
-    assert "nobody has told" in daily_command(cloud, monkeypatch, daily.accuracy)
-    assert json.loads(daily_command(cloud, monkeypatch, daily.accuracy, "--json")) == []
+    assert "nobody has told" in daily_command(cloud, monkeypatch, results.accuracy)
+    assert json.loads(daily_command(cloud, monkeypatch, results.accuracy, "--json")) == []
 
 
 def test_audits_say_whether_exits_hold(cloud: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -823,4 +826,4 @@ def test_audits_say_whether_exits_hold(cloud: Running, monkeypatch: pytest.Monke
     assert second["low"] == pytest.approx(0.3424, abs=1e-4)
     assert [a["audited"] for a in cloud.client.audits(device="pi-2")] == [1]
     assert cloud.client.audits(since=12) == []
-    assert json.loads(daily_command(cloud, monkeypatch, daily.results, "--json"))["audits"] == [first, second]
+    assert json.loads(daily_command(cloud, monkeypatch, results.results, "--json"))["audits"] == [first, second]

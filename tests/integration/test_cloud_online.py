@@ -17,9 +17,9 @@ from cloud.database import writing
 from cloud.settings import CloudSettings
 from cloud.tables import jobs, partitions
 from sluice.client import Client
+from sluice.commands.online import online
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
 from sluice.doors.kafka_topics import EmbeddedKafka
-from sluice.online import online
 from sluice.streams.group import Group
 from sluice.streams.send import Sender
 from sluice.wire.errors import PermanentError

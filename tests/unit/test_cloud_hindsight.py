@@ -26,7 +26,7 @@ from cloud.settings import CloudSettings
 from cloud.tables import audits, labels, predictions
 from cloud.watch.betting import audits_needed
 from cloud.watch.watcher import Watcher
-from sluice.daily import _in_words
+from sluice.commands.results import in_words
 from sluice.doors.kafka import KafkaCluster, KafkaReader
 from sluice.doors.kafka_topics import EmbeddedKafka
 from sluice.wire import names
@@ -247,7 +247,7 @@ def test_a_promise_that_is_broken_is_told_once(service: Service, http: Http, cap
     assert (found["state"], found["harmed"]) == ("does not hold", 20)
     assert 60_000_000 <= found["since"] <= 100 * 60_000_000
     assert found["wealth_most"] >= found["wealth"] > found["wealth_needed"]
-    words = _in_words(found)
+    words = in_words(found)
     assert words.startswith(f"bundle {digest[:12]}… at default DOES NOT KEEP its promise to harm at most 1.00%")
     assert "1970-01-01 0" in words
     watcher = Watcher(service)

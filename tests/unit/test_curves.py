@@ -1,6 +1,6 @@
 """Curves in a terminal: what is drawn is where it should be."""
 
-from sluice.curves import BLANK, Curves, chart
+from sluice.commands.curves import BLANK, Curves, chart
 
 
 def frame(curves: Curves) -> list[str]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sluice.daily import AsJson, Token, Url, _client, _compared, _short, _show
+from sluice.commands.terminal import AsJson, Token, Url, connect, short, table
+from sluice.commands.train import compared
 from sluice.wire.errors import PermanentError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def list_trainings(context: typer.Context, as_json: AsJson = False, url: Url = N
     """Show the newest trainings: what is trained on what, how far it is, how well it does."""
     if context.invoked_subcommand is not None:
         return
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         found = client.trainings()
     if as_json:
         print(json.dumps(found))
@@ -43,7 +44,7 @@ def list_trainings(context: typer.Context, as_json: AsJson = False, url: Url = N
         epoch = f"{last['epoch']}/{last['epochs']}" if last else None
         final = _last_of(last.get("metrics", {}))
         rows.append((one["id"], _model(one), one["stream_id"], one["state"], epoch, *_both(final), one["reason"]))
-    _show(("training", "model", "stream", "state", "epoch", "accuracy", "validation", "reason"), rows)
+    table(("training", "model", "stream", "state", "epoch", "accuracy", "validation", "reason"), rows)
 
 
 def _model(training: dict[str, Any]) -> str:
@@ -56,7 +57,7 @@ def _last_of(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _both(metrics: dict[str, Any]) -> tuple[str | None, str | None]:
-    return _short(metrics.get("accuracy")), _short(metrics.get("val_accuracy"))
+    return short(metrics.get("accuracy")), short(metrics.get("val_accuracy"))
 
 
 @trainings.command("show")
@@ -72,7 +73,7 @@ def show(
     from rich.console import Console
     from rich.live import Live
 
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         found = client.training(training)
         if as_json:
             print(json.dumps(found))
@@ -95,7 +96,7 @@ def drawn(training: dict[str, Any], metric: str = "accuracy") -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from sluice.curves import chart
+    from sluice.commands.curves import chart
 
     metrics = training["metrics"]
     head = (
@@ -129,7 +130,7 @@ def _show_confusion(console: Any, name: str, told: dict[str, Any]) -> None:
     table = Table(f"exit {name}: true, answered", *map(str, range(len(matrix))), "recall")
     for label, counts in enumerate(matrix):
         share = counts[label] / sum(counts) if any(counts) else None
-        table.add_row(str(label), *map(str, counts), _short(share) or "")
+        table.add_row(str(label), *map(str, counts), short(share) or "")
     console.print(table)
 
 
@@ -144,9 +145,9 @@ def compare(
     """Show trainings side by side: a table of all exits, and the final exit of each over the epochs."""
     from rich.console import Console
 
-    from sluice.curves import chart
+    from sluice.commands.curves import chart
 
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         found = [
             one
             for name in which
@@ -157,7 +158,7 @@ def compare(
     if as_json:
         print(json.dumps(found))
         return
-    _show(("model", "exit", "accuracy", "validation", "loss", "seconds", "training"), _compared(found))
+    table(("model", "exit", "accuracy", "validation", "loss", "seconds", "training"), compared(found))
     Console().print(
         chart({f"{one['model']} {one['version']}, {one['id']}": list(_final(one, metric)) for one in found})
     )
@@ -173,14 +174,14 @@ def _final(training: dict[str, Any], metric: str) -> Iterator[float | None]:
 @trainings.command("log")
 def log(training: Id, url: Url = None, token: Token = None) -> None:
     """Print what a training's job printed."""
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         print(client.training_log(training), end="")
 
 
 @trainings.command("cancel")
 def cancel(training: Id, url: Url = None, token: Token = None) -> None:
     """End a training that waits or runs."""
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         print(f"{training} is told to end; it was {client.cancel_training(training)['state']}")
 
 
@@ -194,6 +195,6 @@ def download(
     """Fetch the trained model as a `.keras` file."""
     if out.exists():
         raise PermanentError(f"{out} is there already: name another file")
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         out.write_bytes(client.trained_model(training))
     print(f"the model of {training} is in {out}")

@@ -11,24 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-Url = Annotated[str | None, typer.Option("--url", help="Where the control plane is; else SLUICE_URL.")]
-Token = Annotated[str | None, typer.Option("--token", help="An admin token; better in SLUICE_TOKEN.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+from sluice.commands.terminal import AsJson, Token, Url, connect
 
 STREAM_S = 10.0
 
 online = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Learn on from a live stream, and see how that goes."
 )
-
-
-def _client(url: str | None, token: str | None) -> Any:
-    from sluice.client import Client
-    from sluice.client_settings import ClientSettings
-    from sluice.daemon.settings import load
-
-    settings = load(ClientSettings, url=url, token=token)
-    return Client(settings.url, settings.token)
 
 
 @online.command("start")
@@ -78,7 +67,7 @@ def start(
         "seed": seed,
     }
     cutting = {"max_accuracy_loss": max_accuracy_loss, "placement": placement.split(",") if placement else None}
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         client.stream(stream, wait_s=STREAM_S)
         started = client.learn_on(
             stream,
@@ -106,7 +95,7 @@ def show(
     token: Token = None,
 ) -> None:
     """Show how online jobs do."""
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         if job is not None:
             _follow(client, job, as_json)
             return
@@ -131,7 +120,7 @@ def show(
 @online.command("finish")
 def finish(job: str, url: Url = None, token: Token = None) -> None:
     """Let an online job come to its end; what it has learnt is its model then."""
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         client.finish_online(job)
         print(f"{job} {client.wait_for_online(job)['state']}")
 
@@ -139,7 +128,7 @@ def finish(job: str, url: Url = None, token: Token = None) -> None:
 @online.command("cancel")
 def cancel(job: str, url: Url = None, token: Token = None) -> None:
     """End an online job without a model; its candidates stay."""
-    with _client(url, token) as client:
+    with connect(url, token) as client:
         print(f"{job} {client.cancel_online(job)['state']}")
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sluice.commands.terminal import AsJson, Token, Url, connect
+
 if TYPE_CHECKING:
     from sluice.client import Client
     from sluice.streams.harvest import Told
@@ -48,9 +50,9 @@ def harvest(
     validation_rate: Annotated[float, typer.Option(min=0, max=0.99, help="Share kept from training.")] = 0.2,
     bootstrap: Annotated[str, typer.Option(help="Kafka's bootstrap servers.")] = "127.0.0.1:9092",
     kafka_option: Annotated[list[str] | None, typer.Option(help="A librdkafka setting, NAME=VALUE.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
-    url: Annotated[str | None, typer.Option("--url", help="Where the control plane is; else SLUICE_URL.")] = None,
-    token: Annotated[str | None, typer.Option("--token", help="An admin token; better in SLUICE_TOKEN.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
 ) -> None:
     """Gather hard samples of a model from what travelled up, with their labels, as a stream for the next training.
 
@@ -59,16 +61,12 @@ def harvest(
     from rich.console import Console
     from rich.progress import Progress
 
-    from sluice.client import Client
-    from sluice.client_settings import ClientSettings
-    from sluice.daemon.settings import load
     from sluice.doors.kafka import KafkaCluster
     from sluice.streams import harvest as streams
 
     options = dict(option.partition("=")[::2] for option in kafka_option or [])
-    settings = load(ClientSettings, url=url, token=token)
     with (
-        Client(settings.url, settings.token, settings.cloud_ca) as client,
+        connect(url, token) as client,
         Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar,
     ):
         task = bar.add_task("offloads", total=None)
