@@ -41,8 +41,9 @@ MAX_EVENT_BYTES = 1_000_000
 TAIL_BYTES = 4000
 START = Path(__file__).parent / "job_start.py"
 INSTALLED = Path(cloud.__file__).resolve().parents[1]
-OWN = ("cloud", "partitioner", "sluice")
-"""Packages of an installation that a job works with; beside them, in a checkout, there may be anything."""
+OWN = ("cloud", "partitioner", "sluice", "sluice.egg-info")
+"""Of an installation, what a job works with: packages, and which version they are of; beside them, in a checkout, there
+may be anything."""
 MOST_PROCESSES = 256
 """Of one job, at the same time."""
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,12 @@ def test_what_no_database_takes_does_not_get_there(bench: Bench, body: str, reas
     report = bench.run(body)
     assert report.state == "failed" and reason in str(report.reason)
     str(report.reason).encode()
+
+
+def test_it_knows_which_version_it_is_of(bench: Bench) -> None:
+    """As a bundle's provenance says."""
+    report = bench.run("from importlib.metadata import version\nsay('done', result={'sluice': version('sluice')})")
+    assert report.result == {"sluice": version("sluice")}
 
 
 def test_several_jobs_do_not_see_one_another(bench: Bench) -> None:
