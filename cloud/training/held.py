@@ -23,7 +23,6 @@ OF_A_CLASS = 5
 """Certifying records that each class needs."""
 RARE = 0.01
 """A class of which there is less than this share may have fewer."""
-
 MOST = 400_000
 """Letters that all slices of a candidate may take."""
 

@@ -26,7 +26,7 @@ class ByExit(keras.Model):
     """By exit, in order: whether it gives logits, not probabilities."""
     weights_by_exit: Mapping[str, float] = {}
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # type: ignore[no-untyped-def]
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Keras' own loss, and on top what early exits learn from the final one."""
         total = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         if self.distillation is None or not training:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sluice.doors.kafka import TopicPartition
 from sluice.streams.group import Group
 from sluice.streams.reader import BATCH, Batch
-from sluice.wire.errors import PermanentError, TemporaryError
+from sluice.wire.errors import PermanentError, TemporaryError, in_short
 from sluice.wire.manifest import first_cause
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Heard:
         for (topic, partition), offset in found.items():
             if topic not in topics or not 0 <= partition < 2**31 or not 0 <= offset < 2**63:
                 raise PermanentError(
-                    f"the job wants to begin at {topic[:80]}:{partition}:{offset}, which is not its own"
+                    f"the job wants to begin at {in_short(topic, 80)}:{partition}:{offset}, which is not its own"
                 )
         return found
 

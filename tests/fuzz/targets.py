@@ -30,7 +30,7 @@ from sluice.stage.segment import RunningSegment, load_segments, prove
 from sluice.stage.step import unpack
 from sluice.streams import formats
 from sluice.streams.live import Heard
-from sluice.streams.samples import parse_config
+from sluice.streams.samples import NONE, parse_config
 from sluice.wire import avro, messages, signing, state
 from sluice.wire.bundle import open_bundle
 from sluice.wire.codec import CODECS, decode_tensor, encode_tensor
@@ -419,7 +419,7 @@ def _decoded(name: str, records: Sequence[_Record], config: dict[str, Any]) -> N
     known = parse_config(config)
     x, y = formats.decode(name, records, known)
     assert x.shape == (len(records), *known.shape)
-    assert y is None or (y >= 0).all()
+    assert y.shape == (len(records),) and (y >= NONE).all()
 
 
 def _stream_records() -> list[bytes]:

@@ -58,6 +58,7 @@ def test_a_job_that_goes_before_it_said_anything(pair: Pair) -> None:
         (b'{"from": [["t", -1, 1]]}', "begin at t:-1:1"),
         (b'{"from": [["t", 0, -1]]}', "begin at t:0:-1"),
         (b'{"from": [["t", 0, 9223372036854775808]]}', "not its own"),
+        (b'{"from": [["a\\nb", 0, 7]]}', "begin at a b:0:7, which is not its own"),
         (b'{"from": [["t", 0]]}', "may not"),
         (b'{"from": [["t", "0", 1]]}', "may not"),
         (b'{"from": [], "topics": ["x"]}', "may not"),
