@@ -45,6 +45,8 @@ VALUE_BYTES = 10
 """Bytes that one value may take: a long as a variable-length number."""
 OVERHEAD = 1_000
 """Bytes that a record may take beside its values."""
+NAME = 80
+"""Characters of a name that an error says."""
 TEXT_BYTES = 200
 """Bytes that the text of a category may take on the average."""
 _PLAIN = {"null", "boolean", "int", "long", "float", "double", "bytes", "string"}
@@ -124,12 +126,14 @@ def _value_schema(config: StreamConfig) -> Schema:
         elif name == config.x and whole:
             numbers = isinstance(kind, dict) and kind.get("type") == "array" and str(kind.get("items")) in _NUMBERS
             if kind != "bytes" and not numbers:
-                raise PermanentError(f"stream config: field {name!r} is neither bytes nor an array of numbers")
+                raise PermanentError(
+                    f"stream config: field {in_short(name, NAME)!r} is neither bytes nor an array of numbers"
+                )
         elif not all(isinstance(part, str) and part in _PLAIN for part in _parts(kind)):
-            raise PermanentError(f"stream config: field {name!r} has a type that is not plain")
+            raise PermanentError(f"stream config: field {in_short(name, NAME)!r} has a type that is not plain")
     missing = next((name for name in values if name not in kinds), None)
     if missing is not None:
-        raise PermanentError(f"stream config: the schema has no field {missing!r}")
+        raise PermanentError(f"stream config: the schema has no field {in_short(missing, NAME)!r}")
     return schema
 
 
@@ -142,13 +146,15 @@ def _key_schema(config: StreamConfig) -> Schema:
         for name, kind in schema.kinds.items():
             _check_label(name, kind)
         if config.y not in schema.kinds:
-            raise PermanentError(f"stream config: label_schema has no field {config.y!r}")
+            raise PermanentError(f"stream config: label_schema has no field {in_short(config.y, NAME)!r}")
     return schema
 
 
 def _check_label(name: str, kind: object) -> None:
     if not all(isinstance(part, str) and part in _LABELS for part in _parts(kind)):
-        raise PermanentError(f"stream config: label field {name!r} is neither boolean, int, long nor string")
+        raise PermanentError(
+            f"stream config: label field {in_short(name, NAME)!r} is neither boolean, int, long nor string"
+        )
 
 
 def _parts(kind: object) -> list[object]:
