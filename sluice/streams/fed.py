@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sluice.wire.errors import PermanentError, TemporaryError
 from sluice.wire.state import Announcement
 
 LINE_BYTES = 1_000_000
+GONE = "whoever reads the stream from Kafka ended before it did"
 
 
 class Fed:
@@ -74,8 +76,9 @@ class Fed:
     def close(self) -> None:
         """Enough of a live stream. Returns when what was used is committed; after its end too."""
         self._say({"over": True})
-        while self._in.read(1 << 16):
-            pass  # what was under way
+        with _whoever_reads_goes():
+            while self._in.read(1 << 16):
+                pass  # what was under way
 
     def load(
         self, announcement: Announcement, folder: Path | None = None, progress: Progress | None = None
@@ -100,21 +103,31 @@ class Fed:
         self.lost, self.lag = told.get("lost", self.lost), told.get("lag", self.lag)
 
     def _say(self, line: dict[str, Any]) -> None:
-        try:
+        with _whoever_reads_goes():
             self._out.write(json.dumps(line).encode() + b"\n")
             self._out.flush()
-        except OSError as error:
-            raise TemporaryError("whoever reads the stream from Kafka ended before it did") from error
 
     def _frame(self) -> dict[str, Any]:
-        line = self._in.readline(LINE_BYTES)
+        with _whoever_reads_goes():
+            line = self._in.readline(LINE_BYTES)
         if not line.endswith(b"\n"):
-            raise TemporaryError("whoever reads the stream from Kafka ended before it did")
+            raise TemporaryError(GONE)
         frame: dict[str, Any] = json.loads(line)
         return frame
 
     def _array(self, form: dict[str, Any]) -> np.ndarray[Any, Any]:
         array = np.empty(form["shape"], np.dtype(form["dtype"]))
-        if array.size and self._in.readinto(array.data.cast("B")) != array.nbytes:
-            raise TemporaryError("whoever reads the stream from Kafka ended in the middle of a batch")
+        with _whoever_reads_goes():
+            whole = not array.size or self._in.readinto(array.data.cast("B")) == array.nbytes
+        if not whole:
+            raise TemporaryError(f"{GONE}, in the middle of a batch")
         return array
+
+
+@contextmanager
+def _whoever_reads_goes() -> Iterator[None]:
+    """An error of the socket is the end of the feed: one that had not read all we said resets it when it is killed."""
+    try:
+        yield
+    except OSError as error:
+        raise TemporaryError(GONE) from error
