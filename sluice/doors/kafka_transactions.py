@@ -13,12 +13,16 @@ from collections.abc import Callable, Mapping
 import confluent_kafka as ck
 
 from sluice.daemon.guard import Guard
-from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, TopicPartition
+from sluice.doors.kafka import KafkaCluster, KafkaWriter, TopicPartition
 from sluice.wire.errors import TemporaryError
 
 
 class TransactionFailedError(Exception):
     """The transaction cannot be committed any more: `abort` it, and do everything in it again."""
+
+
+class FencedError(RuntimeError):
+    """Kafka takes nothing more from this client: another one has its id, or a transaction was ended for its age."""
 
 
 OVERTIME_S = 5.0
@@ -32,7 +36,7 @@ class KafkaTransactions(KafkaWriter):
     `transactional_id` is no other process's; one that stays the same over restarts ends at once what was left open,
     else it ends after `timeout_s`, and until then nobody who reads committed records sees what came after. Each of
     `init`, `commit` and `abort` raises `TemporaryError` when Kafka is away and is then to be called again, before any
-    other. Two processes of one id: the older one gets a `RuntimeError`.
+    other. Two processes of one id: the older one gets a `FencedError`. One call at a time, from any thread.
     """
 
     def __init__(self, name: str, cluster: KafkaCluster, transactional_id: str, timeout_s: float) -> None:
@@ -60,13 +64,13 @@ class KafkaTransactions(KafkaWriter):
         """From here on records belong to a transaction."""
         self._do(self._producer.begin_transaction)
 
-    def commit(self, offsets: Mapping[TopicPartition, int], reader: KafkaReader) -> None:
-        """End it with the next offsets of `reader`'s group; `TransactionFailedError`: nothing of it counts.
+    def commit(self, offsets: Mapping[TopicPartition, int], group: object) -> None:
+        """End it with the next offsets of a `KafkaReader`'s `group`; `TransactionFailedError`: nothing of it counts.
 
         Called again after a `TemporaryError` it ends what it began to end, whatever the arguments.
         """
         if self._ending is None:
-            self._ending = [ck.TopicPartition(t, p, o) for (t, p), o in offsets.items()], reader.group()
+            self._ending = [ck.TopicPartition(t, p, o) for (t, p), o in offsets.items()], group
             self._offsets_sent = not offsets
         try:
             if not self._offsets_sent:
@@ -102,7 +106,8 @@ class KafkaTransactions(KafkaWriter):
         except ck.KafkaException as error:
             reason = error.args[0]
             if reason.fatal():
-                raise RuntimeError(f"{self.name}: Kafka: {reason.str()}") from error
+                fenced = reason.code() == ck.KafkaError._FENCED
+                raise (FencedError if fenced else RuntimeError)(f"{self.name}: Kafka: {reason.str()}") from error
             if reason.txn_requires_abort():
                 raise TransactionFailedError(reason.str()) from error
             if reason.retriable() or reason.code() == ck.KafkaError._TIMED_OUT:

@@ -19,7 +19,8 @@ from dataclasses import replace
 from sluice.daemon.life import READY, Backoff
 from sluice.doors.http import HttpDoor
 from sluice.doors.kafka import KafkaReader, Record, TopicPartition
-from sluice.stage.delivery import AtLeastOnce, ExactlyOnce, Offsets
+from sluice.stage.delivery import AtLeastOnce, Offsets
+from sluice.stage.exactly_once import ExactlyOnce
 from sluice.stage.settings import StageSettings
 from sluice.stage.shelf import Shelf
 from sluice.stage.step import Stage, Work, best_belief, predict, step, unpack

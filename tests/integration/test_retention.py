@@ -81,7 +81,7 @@ def test_a_reader_that_rests_is_told_what_it_missed_and_transactions_are_no_loss
         writer.begin()
         for number in range(count):
             writer.write(topic, b"%d" % number + bytes(100_000), partition=0)
-        writer.commit({}, reader)
+        writer.commit({}, reader.group())
 
     read: list[int] = []
 

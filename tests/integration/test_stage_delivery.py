@@ -18,7 +18,7 @@ import pytest
 from sluice.daemon.settings import load
 from sluice.dev.processes import Processes
 from sluice.doors.kafka import KafkaReader, KafkaWriter
-from sluice.stage.delivery import ExactlyOnce
+from sluice.stage.exactly_once import ExactlyOnce
 from sluice.stage.policy import gate
 from sluice.stage.segment import load_segment
 from sluice.stage.settings import StageSettings
@@ -28,7 +28,7 @@ from sluice.wire import bundle as bundles
 from sluice.wire import names
 from sluice.wire.codec import encode_tensor
 from sluice.wire.manifest import ExitPolicy, OperatingPoint
-from sluice.wire.messages import Audit, Belief, Offload, Outcome, Prediction, Tensor, decode
+from sluice.wire.messages import Audit, Belief, Offload, Outcome, Prediction, Tensor, decode, encode
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
 from tests.integration.stage_support import BOTH, Answers, Stage, kafka_for_stages, renamed
@@ -267,6 +267,47 @@ def test_what_is_refused_last_is_not_taken_for_done(stage: Stage, unique: str) -
     letters.of(unique)
     assert [dict(one.headers)["origin"] for one in letters.records if one.key == unique.encode()] == [topic.encode()]
     letters.reader.close()
+
+
+def test_a_transaction_that_kafka_ended_for_its_age_is_done_again(
+    stage: Stage, answers: Answers, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its abort is refused then as if somebody else had the name, which nobody has."""
+    topic = stage.kafka.create_topic(names.offload_topic("cloud", f"{unique}-old"), 1)
+    writer = KafkaWriter("devices", stage.cluster)
+    writer.write_all(topic, ((unique, stage.offload(unique, seq)) for seq in range(2)), 30)
+    settings = load(
+        StageSettings, tier="cloud", kafka=stage.cluster, delivery="exactly-once", transaction_timeout_s=1.0
+    )
+    reader = KafkaReader("stage", stage.cluster, unique)
+    reader.subscribe([topic])
+    delivery = ExactlyOnce(settings, reader, lambda _: None)
+    delivery.settle(threading.Event(), idle=True)
+
+    def answer(offload: Outcome, **more: Any) -> Prediction:
+        assert isinstance(offload, Offload)
+        return predict(offload, Belief(0, 1, 0.5), "cloud", "final", "last", **more)
+
+    def take() -> None:
+        """Both records; what comes of the second is too large for Kafka."""
+        first, second = until(lambda: reader.read(2, 1.0, 1.0))
+        huge = answer(decode(second.value), outputs=bytes(4_000_000))
+        delivery.take([(first, answer(decode(first.value))), (second, huge)], [], {(topic, 0): 2})
+
+    take()
+    delivery.writer.flush(10)
+    after = answer(decode(stage.offload(f"{unique}-after", 0)))
+    writer.write_all(names.PREDICTIONS, [(unique, encode(after))], 30)
+    until(partial(answers.at_least, f"{unique}-after", 1), 60)
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            delivery.settle(threading.Event(), idle=True)
+    assert "because of its age" in caplog.text
+    take()
+    delivery.settle(threading.Event(), idle=True)
+    delivery.stop()
+    reader.close()
+    assert answers.of(unique) == Counter([0])
 
 
 def test_one_models_backlog_does_not_starve_another(
