@@ -260,9 +260,11 @@ class KafkaReader:
     """A consumer of one group, offsets committed only by `commit`, explicit topics, `read_committed`.
 
     `ahead_kb`, or `ahead` records of a topic partition, are read ahead of what was asked for; whatever comes on another
-    topic waits behind them. `on_assigned` and `on_lost` get lists of (topic, partition), `on_end` a topic partition and
-    the offset at which nothing more is there to read for now, `on_overtaken` a topic partition and how many records
-    retention took from where reading was, or was to begin, before they were read; all are called from `read`.
+    topic waits behind them. Where there is nothing to read, Kafka says so after `idle_ms`; until then it sends nothing
+    of what was assigned meanwhile, either. `on_assigned` and `on_lost` get lists of (topic, partition), `on_end` a
+    topic partition and the offset at which nothing more is there to read for now, `on_overtaken` a topic partition and
+    how many records retention took from where reading was, or was to begin, before they were read; all are called from
+    `read`.
     """
 
     def __init__(
@@ -278,10 +280,11 @@ class KafkaReader:
         on_overtaken: Callable[[TopicPartition, int], None] | None = None,
         ahead_kb: int = 65_536,
         ahead: int = 100_000,
+        idle_ms: int = 100,
     ) -> None:
         tuned = {
             "session.timeout.ms": 10_000,
-            "fetch.wait.max.ms": 100,
+            "fetch.wait.max.ms": idle_ms,
             "fetch.message.max.bytes": 2_000_000,
             "queued.max.messages.kbytes": ahead_kb,
             "queued.min.messages": ahead,

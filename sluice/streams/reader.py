@@ -33,6 +33,8 @@ ALIGNED = 64
 """Bytes of which a multiple is the address of samples in memory, so that TensorFlow can use them where they are."""
 STALLED_S = 30.0
 """How long Kafka may give nothing before reading is given up."""
+IDLE_MS = 5
+"""So soon Kafka answers at the end of a slice's topic partition, where it would keep the next slice waiting."""
 
 Progress = Callable[[int, int], None]
 """Called with records read and records to read."""
@@ -66,7 +68,7 @@ def read_slices(
     Kafka gives nothing for `stalled_s` seconds.
     """
     ends: dict[TopicPartition, int] = {}
-    reader = KafkaReader("slices", cluster, "sluice-slices", on_end=ends.__setitem__)
+    reader = KafkaReader("slices", cluster, "sluice-slices", on_end=ends.__setitem__, idle_ms=IDLE_MS)
     try:
         for piece in slices:
             check_slice(reader, piece, stalled_s)
