@@ -56,7 +56,8 @@ class CloudSettings(RoomSettings):
     upload_mb: int = Field(default=512, ge=1)
     """Largest upload (a model, an offline-made bundle)."""
     audit_share: float = Field(default=0.01, gt=0, le=1)
-    """Share of their early answers that devices audit (`EDGE_AUDIT_SHARE`): certificates are watched with it."""
+    """Share of their early answers that devices and stages audit (`EDGE_AUDIT_SHARE`, `STAGE_AUDIT_SHARE`):
+    certificates are watched with it."""
     results_batch: int = Field(default=500, ge=1, le=10_000)
     """Records that the results writer takes into one transaction."""
     results_hold_s: Seconds = Field(default=5.0, gt=0)

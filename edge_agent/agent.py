@@ -15,7 +15,6 @@ from importlib.metadata import version
 from typing import Any
 
 from edge_agent.asking import Asked, Asker
-from edge_agent.audit import audits
 from edge_agent.changes import Changes
 from edge_agent.intake import Complete, Intake
 from edge_agent.mailbox import Mailbox, Refused, TooLarge
@@ -29,6 +28,7 @@ from edge_agent.updates import Report, Updater
 from sluice.daemon.life import READY, run
 from sluice.daemon.watchdog import Watchdog
 from sluice.doors.mqtt import Incoming, MqttDoor
+from sluice.stage.audit import audits
 from sluice.stage.segment import profile
 from sluice.stage.step import Stage, Work, share_of, step
 from sluice.wire import messages, metrics
@@ -252,7 +252,9 @@ class Agent:
         """The audits of a batch. One that fails takes nothing from the samples, which are answered."""
         assert model.stage is not None
         try:
-            return audits(model.stage, works, outcomes, self.settings.audit_share, self.store.new_seq)
+            share = self.settings.audit_share
+            made = audits(model.stage, works, outcomes, share, lambda _: self.store.new_seq())
+            return [outcome for _, outcome in made]
         except Exception as error:
             model.note(failed=True)
             self.reports.fault(f"{works[0].offload.model}: an audit failed: {type(error).__name__}: {error}")

@@ -1,11 +1,12 @@
 """Does a bundle keep what it promised? Its certificates, judged by what audits have said since (`betting`).
 
 A certificate says that early exits harm at most a share ε of all samples (`sluice.wire.manifest.Certificate`). What
-the audits know of that: whether the final exit, as it runs, says the same as the early exit *of the device* did. Hence:
+the audits know of that: whether the final exit, as it runs, says the same as the early exit did. Hence:
 
-- the final exit stands for the full model of the certificate, and a device's mistake for any early exit's: early
-  answers of tiers above are not audited. They count as harmless for the one who says that the promise is broken, and
-  as harmed for the one who says that it is kept, so neither is believed wrongly;
+- the final exit stands for the full model of the certificate;
+- a tier that audits a smaller share of its early answers than another, maybe none, leaves some unseen. So many count as
+  harmless for the one who says that the promise is broken, and as harmed for the one who says that it is kept, so
+  neither is believed wrongly. Shares that differ no more than chance would have it are taken for the same;
 - harm by the criterion `accuracy` (wrong where the full model is right) needs true labels. Without one a disagreement
   speaks against the promise of neither side: it counts as harmless for the one, as harmed for the other;
 - how large a share is audited is a setting, `CLOUD_AUDIT_SHARE`; what was seen in the database bounds it.
@@ -16,7 +17,8 @@ their hour, those that speak for it behind them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,13 +66,13 @@ class Watched:
 def watch(connection: Connection, digest: str, manifest: Manifest, share: float) -> list[Watched]:
     """The certificates of a bundle, one for each operating point that has one.
 
-    `share`: how many of their early answers devices audit.
+    `share`: how many of their early answers devices and stages audit.
     """
     told, a, p = labelled(), audits.c, predictions.c
-    by_criterion = select(a.operating_point, a.recorded_at, a.label, a.final_label, told.c.told, told.c.name)
+    by_criterion = select(a.operating_point, a.recorded_at, a.exit, a.label, a.final_label, told.c.told, told.c.name)
     same = (p.device_id == a.device_id) & (p.epoch == a.epoch) & (p.seq == a.seq)
     joined = audits.outerjoin(predictions, same).outerjoin(told, told.c.id == p.id)
-    plain = select(a.operating_point, a.recorded_at, a.label, a.final_label)
+    plain = select(a.operating_point, a.recorded_at, a.exit, a.label, a.final_label)
     begin = (p.recorded_at - p.recorded_at % HOUR_US).label("bucket")
     answers = select(p.operating_point, begin, p.tier, p.reason, func.count()).where(p.bundle == digest)
     hours = connection.execute(answers.group_by(p.operating_point, "bucket", p.tier, p.reason)).all()
@@ -78,12 +80,13 @@ def watch(connection: Connection, digest: str, manifest: Manifest, share: float)
     for point in manifest.operating_points:
         if point.certificate is None:
             continue
+        tiers = [point.placement[segment.index] for segment in manifest.exits]
         with_labels = point.certificate.criterion == "accuracy"
         wanted = by_criterion.select_from(joined) if with_labels else plain
-        wanted = wanted.where(a.bundle == digest, a.operating_point == point.id)
+        wanted = wanted.where(a.bundle == digest, a.operating_point == point.id, a.exit.between(0, len(tiers) - 1))
         rows = connection.execute(wanted.order_by(a.recorded_at, a.device_id, a.epoch, a.seq)).all()
         answered = [row[1:] for row in hours if row[0] == point.id]
-        found.append(_watched(point, point.certificate, rows, answered, manifest.labels, share))
+        found.append(_watched(point, point.certificate, rows, answered, tiers, manifest.labels, share))
     return found
 
 
@@ -92,10 +95,11 @@ def _watched(
     certificate: Certificate,
     rows: Sequence[Any],
     answered: Sequence[Sequence[Any]],
+    tiers: Sequence[str],
     classes: Sequence[str],
     share: float,
 ) -> Watched:
-    """`rows`: audits in order; `answered`: (hour, tier, reason, count) of the answers."""
+    """`rows`: audits in order; `answered`: (hour, tier, reason, count) of the answers; `tiers`: where each exit is."""
     level = certificate.delta / certificate.points
     times = np.array([row.recorded_at for row in rows], dtype=np.int64)
     disagree = np.array([row.label != row.final_label for row in rows], dtype=bool)
@@ -104,7 +108,8 @@ def _watched(
         harmed = disagree & np.array([_is_right(row, classes) for row in rows], dtype=bool)
     verdict = Verdict(None, None, 1.0, 1.0)
     if rows:
-        verdict = judge(*_capitals(times, harmed, disagree, answered, share, certificate.epsilon), level)
+        audited = Counter(tiers[row.exit] for row in rows)
+        verdict = judge(*_capitals(times, harmed, disagree, answered, audited, share, certificate.epsilon), level)
     state, at = _state(verdict)
     return Watched(
         operating_point=point.id,
@@ -128,21 +133,48 @@ def _is_right(row: Any, classes: Sequence[str]) -> bool:
 
 
 def _capitals(
-    times: Times, harmed: Flags, disagree: Flags, answered: Sequence[Sequence[Any]], share: float, epsilon: float
+    times: Times,
+    harmed: Flags,
+    disagree: Flags,
+    answered: Sequence[Sequence[Any]],
+    audited: Mapping[str, int],
+    share: float,
+    epsilon: float,
 ) -> tuple[Floats, Floats]:
-    """Logarithms of what both players have after each audit; `harmed` (n,): for certain, `disagree` (n,): perhaps."""
-    early = sum(n for _, tier, reason, n in answered if reason == "exit" and tier == "edge")
-    seen = len(times) / early if early else 1.0
-    most = min(1.0, max(share, seen))
-    not_early = [(hour, n) for hour, tier, reason, n in answered if not (reason == "exit" and tier == "edge")]
+    """Logarithms of what both players have after each audit; `harmed` (n,): for certain, `disagree` (n,): perhaps;
+    `audited`: how many of them each tier made."""
+    early: Counter[str] = Counter()
+    for _, tier, reason, n in answered:
+        early[tier] += n * (reason == "exit")
+    lacks, largest = _lacks(audited, early)
+    answers = sum(early[tier] for tier in audited)
+    seen = len(times) / answers if answers else 1.0
+    most = min(1.0, max(share, seen, largest))
+    unseen = [(hour, n * lacks[tier]) for hour, tier, reason, n in answered if reason == "exit" and lacks[tier]]
+    not_early = [(hour, n) for hour, _, reason, n in answered if reason != "exit"]
     final = [(hour + HOUR_US, n) for hour, _, reason, n in answered if reason == "last"]
-    unseen = [(hour, n) for hour, tier, reason, n in answered if reason == "exit" and tier != "edge"]
-    final_before, unseen_before = _before(times, final), _before(times, unseen, all_of_them=True)
     starts = np.diff(times // HOUR_US, prepend=-1) != 0
     return (
-        log_more(harmed, _before(times, not_early), most, epsilon, starts),
-        log_less(disagree, final_before, unseen_before, min(share, seen), most, epsilon),
+        log_more(harmed, _before(times, not_early + unseen), most, epsilon, starts),
+        log_less(
+            disagree, _before(times, final), _before(times, unseen, all_of_them=True), min(share, seen), most, epsilon
+        ),
     )
+
+
+def _lacks(audited: Mapping[str, int], early: Mapping[str, int]) -> tuple[dict[str, float], float]:
+    """(of each tier, which part of its early answers is as if nobody looked at them; the largest share audited).
+
+    If a tier audits a share q of its answers and the largest is q*, that is 1 − q/q*. Counts are taken for what they
+    would be within three standard deviations.
+    """
+    largest = max(((n - 3 * n**0.5) / early[tier] for tier, n in audited.items() if early.get(tier)), default=0.0)
+    lacks = {}
+    for tier, n in early.items():
+        made = audited.get(tier, 0)
+        wanted = largest * n
+        lacks[tier] = max(0.0, 1 - (made + 3 * made**0.5) / wanted) if made and wanted > 0 else float(not made)
+    return lacks, max(0.0, largest)
 
 
 def _state(verdict: Verdict) -> tuple[State, int | None]:
@@ -153,7 +185,7 @@ def _state(verdict: Verdict) -> tuple[State, int | None]:
     return "too few audits", None
 
 
-def _before(times: Times, counts: Sequence[tuple[int, int]], all_of_them: bool = False) -> Floats:
+def _before(times: Times, counts: Sequence[tuple[int, float]], all_of_them: bool = False) -> Floats:
     """How many samples come before each audit and after the one before: each (time, count) goes to the next audit.
 
     Those after the last audit are still to come, or go to the last one.

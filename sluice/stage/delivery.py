@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sluice.doors.kafka import KafkaReader, KafkaWriter, Record, TopicPartition, dead_letter_headers
+from sluice.stage.audit import made_here
 from sluice.stage.settings import StageSettings
 from sluice.wire import messages, metrics, names
 from sluice.wire.errors import PermanentError, TemporaryError
@@ -61,8 +62,7 @@ class Delivery:
         answered = 0
         for record, outcome in outcomes:
             known = isinstance(outcome, Prediction)
-            topic = names.PREDICTIONS if known else names.offload_topic(outcome.tier, outcome.model)
-            self._write(batch, record, topic, messages.encode(outcome), outcome.device_id)
+            self._write(batch, record, outcome)
             answered += known
         if outcomes:
             metrics.STAGE_OUTCOMES.labels(self.tier, "prediction").inc(answered)
@@ -72,16 +72,21 @@ class Delivery:
             self._dead_letter(batch, record, reason)
         batch.left -= 1
 
-    def _write(self, batch: Batch, record: Record, topic: str, value: bytes, key: str) -> None:
+    def _write(self, batch: Batch, record: Record, outcome: Outcome) -> None:
+        known = isinstance(outcome, Prediction)
+        topic = names.PREDICTIONS if known else names.offload_topic(outcome.tier, outcome.model)
+
         def delivered(error: Exception | None) -> None:
             batch.left -= 1
-            if isinstance(error, PermanentError):
+            if isinstance(error, PermanentError) and made_here(outcome):
+                self._audit_refused(record, str(error))
+            elif isinstance(error, PermanentError):
                 self._refused(batch, record, str(error))
             elif error is not None:
                 self._failed(error)
 
         batch.left += 1
-        self._put(topic, value, key=key, on_delivery=delivered)
+        self._put(topic, messages.encode(outcome), key=outcome.device_id, on_delivery=delivered)
 
     def _dead_letter(self, batch: Batch, record: Record, reason: str, *, cut: bool = False) -> None:
         """Write it whole or, `cut`, its beginning, where Kafka takes it no larger than it was."""
@@ -117,6 +122,10 @@ class Delivery:
         """Kafka will never take what came of `record`."""
         metrics.STAGE_DEAD.labels(self.tier).inc()
         self._dead_letter(batch, record, reason)
+
+    def _audit_refused(self, record: Record, reason: str) -> None:
+        """Kafka will never take an audit; its sample is answered all the same."""
+        log.warning("no audit: %s", reason, extra={"topic": record.topic, "offset": record.offset})
 
     def _letter_refused(self, batch: Batch, record: Record, reason: str) -> None:
         """Kafka will never take the whole of a dead letter."""

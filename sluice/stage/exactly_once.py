@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from sluice.doors.kafka import KafkaReader, Record, TopicPartition
 from sluice.doors.kafka_transactions import FencedError, KafkaTransactions, TransactionFailedError
+from sluice.stage.audit import made_here
 from sluice.stage.delivery import BUSY_WAIT_S, Batch, Delivery, Offsets, Rewound
 from sluice.stage.settings import StageSettings
 from sluice.wire.errors import PermanentError, TemporaryError
@@ -71,7 +72,7 @@ class ExactlyOnce(Delivery):
         self.interval_s = settings.transaction_interval_s
         self.timeout_s = settings.transaction_timeout_s
         self._nobody_elses = settings.transactional_id is None
-        """Whoever fences this producer is Kafka itself, which ended a transaction because of its age."""
+        """Nobody but Kafka itself fences this producer, when it ends a transaction because of its age."""
         self._rewound = rewound
         self._begun = self._open = self._committing = self._spoilt = False
         """Kafka knows this producer; a transaction is open; its end was begun, and only that may be done next; nothing
@@ -91,6 +92,8 @@ class ExactlyOnce(Delivery):
         """Records of which came what Kafka refuses: they become dead letters when they come again."""
         self._cut: set[tuple[TopicPartition, int]] = set()
         """Those whose letters are refused whole."""
+        self._unaudited: set[tuple[TopicPartition, int]] = set()
+        """Those that nobody audits, since what came of them is refused, or their audit."""
 
     @property
     def patience_s(self) -> float | None:
@@ -144,6 +147,7 @@ class ExactlyOnce(Delivery):
             made.leave(places)
         self._poison = {key: reason for key, reason in self._poison.items() if key[0] not in places}
         self._cut = {key for key in self._cut if key[0] not in places}
+        self._unaudited = {key for key in self._unaudited if key[0] not in places}
 
     def stop(self) -> None:
         """End the transaction, and one of what waits."""
@@ -177,9 +181,10 @@ class ExactlyOnce(Delivery):
             self._spoil(error)
             return
         self._committing = False
-        over = {key for key in (*self._poison, *self._cut) if key[1] < self._offsets.get(key[0], 0)}
+        over = {key for key in (*self._unaudited, *self._cut) if key[1] < self._offsets.get(key[0], 0)}
         self._poison = {key: reason for key, reason in self._poison.items() if key not in over}
         self._cut -= over
+        self._unaudited -= over
         self._begin_anew()
 
     def _write_waiting(self) -> None:
@@ -195,8 +200,9 @@ class ExactlyOnce(Delivery):
             self.writer.begin()
             self._open, self._opened = True, now
             self._due = now if now < self._alone_until else now + self.interval_s
-        letters = made.letters + [(r, reason) for r, _ in made.outcomes if (reason := self._poison.get(_key(r)))]
-        good = [(record, outcome) for record, outcome in made.outcomes if _key(record) not in self._poison]
+        samples = [(r, o) for r, o in made.outcomes if not (made_here(o) and _key(r) in self._unaudited)]
+        letters = made.letters + [(r, reason) for r, _ in samples if (reason := self._poison.get(_key(r)))]
+        good = [(record, outcome) for record, outcome in samples if _key(record) not in self._poison]
         self._offsets.update(made.offsets)
         batch = Batch({})
         try:
@@ -215,7 +221,7 @@ class ExactlyOnce(Delivery):
             except TransactionFailedError as error:
                 log.info("Kafka has ended a transaction by itself: %s", error)
             except FencedError:
-                if not self._nobody_elses:
+                if not self._nobody_elses and time.monotonic() < self._opened + self.timeout_s:
                     raise
                 log.warning("Kafka has ended a transaction because of its age", extra={"tier": self.tier})
                 self._renew()
@@ -261,7 +267,13 @@ class ExactlyOnce(Delivery):
     def _refused(self, batch: Batch, record: Record, reason: str) -> None:
         del batch
         self._poison[_key(record)] = reason
+        self._unaudited.add(_key(record))
         self._spoil(PermanentError(reason))  # the client may have refused it before the transaction knew of it
+
+    def _audit_refused(self, record: Record, reason: str) -> None:
+        super()._audit_refused(record, reason)
+        self._unaudited.add(_key(record))
+        self._spoil(PermanentError(reason))
 
     def _letter_refused(self, batch: Batch, record: Record, reason: str) -> None:
         del batch  # nothing may be written from here: the transaction may be ending

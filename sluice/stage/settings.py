@@ -68,5 +68,8 @@ class StageSettings(RoomSettings):
     """How long a topic partition rests before a record of an unknown schema is tried again."""
     message_limit_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1000)
     """Largest record that is decoded; anything larger is a dead letter."""
+    audit_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of the samples answered by an early exit of this stage that go on all the same, to see whether it still
+    holds."""
     threads: int = Field(default=1, ge=1)
     """Threads of the TFLite runtime for each segment."""

@@ -19,6 +19,7 @@ from dataclasses import replace
 from sluice.daemon.life import READY, Backoff
 from sluice.doors.http import HttpDoor
 from sluice.doors.kafka import KafkaReader, Record, TopicPartition
+from sluice.stage.audit import audits
 from sluice.stage.delivery import AtLeastOnce, Offsets
 from sluice.stage.exactly_once import ExactlyOnce
 from sluice.stage.settings import StageSettings
@@ -112,6 +113,7 @@ class Worker:
         groups: dict[Group, list[tuple[int, Work]]] = defaultdict(list)
         stages: dict[Group, Stage] = {}
         made: dict[int, Outcome] = {}
+        checks: list[tuple[Record, Outcome]] = []
         dead: list[tuple[Record, str]] = []
         offsets: Offsets = {}
         rests: Offsets = {}
@@ -152,11 +154,26 @@ class Worker:
                 dead.extend((records[i], str(error)) for i, _ in members)
                 continue
             made.update((i, outcome) for (i, _), outcome in zip(members, outcomes, strict=True))
+            checks += [(records[members[at][0]], one) for at, one in self._audits(stages[group], members, outcomes)]
             metrics.STAGE_SAMPLES.labels(self.tier, members[0][1].offload.model).inc(len(members))
         if rests:
             self.reader.seek(rests)
             self.reader.pause(rests)
-        return [(records[i], made[i]) for i in sorted(made)], dead, offsets
+        return [*((records[i], made[i]) for i in sorted(made)), *checks], dead, offsets
+
+    def _audits(
+        self, stage: Stage, members: list[tuple[int, Work]], outcomes: list[Outcome]
+    ) -> list[tuple[int, Outcome]]:
+        """The audits of a batch, each with its place in `members`, under its sample's seq: no receipt is waited for.
+
+        One that fails takes nothing from the samples, which are answered.
+        """
+        works, share = [work for _, work in members], self.settings.audit_share
+        try:
+            return audits(stage, works, outcomes, share, lambda answer: answer.seq)
+        except PermanentError as error:
+            log.error("no audits: %s", error, extra={"tier": self.tier})
+            return []
 
     def _open(self, record: Record) -> Offload:
         """The offload of `record`, its time to live less what it spent in Kafka, by the servers' clocks."""

@@ -73,8 +73,8 @@ class Belief:
 class Audit:
     """What an early exit has answered: the sample's seq, exit index, label index.
 
-    A message that has one is no sample of its own: its seq is the device's for the receipt alone. Stages run it through
-    to the final exit, and nobody takes what comes of it for an answer.
+    A message that has one is no sample of its own: its seq is the device's for the receipt alone, and where a stage
+    made it the sample's. Stages run it through to the final exit, and nobody takes what comes of it for an answer.
     """
 
     of: int

@@ -1,5 +1,6 @@
 """What a stage writes, on a real Kafka: nothing is lost, and in exactly-once mode nobody sees anything twice."""
 
+import json
 import os
 import shutil
 import signal
@@ -185,7 +186,7 @@ def test_two_workers_that_come_and_go_share_the_work(
 def test_what_kafka_refuses_becomes_a_dead_letter_and_the_rest_goes_on(
     stage: Stage, processes: Processes, answers: Answers, unique: str, delivery: str
 ) -> None:
-    """The fog answers half of its samples; for the others there is no topic to go on to."""
+    """The fog answers half of its samples; for the others, and for audits, there is no topic to go on to."""
     count = 40
     digest, inputs, certain = fog_first(stage, unique, count)
     letters = Answers(stage, names.DEAD_LETTER, 1)
@@ -194,7 +195,7 @@ def test_what_kafka_refuses_becomes_a_dead_letter_and_the_rest_goes_on(
         stage.offload(unique, seq, model=unique, bundle=digest, tier="fog", next_segment=0, tensors=(inputs[seq],))
         for seq in range(count)
     ]
-    worker = stage.start(processes, "worker", delivery, STAGE_TIER="fog")
+    worker = stage.start(processes, "worker", delivery, STAGE_TIER="fog", STAGE_AUDIT_SHARE="1")
     writer = KafkaWriter("devices", stage.cluster)
 
     def refused() -> Counter[bytes]:
@@ -213,6 +214,47 @@ def test_what_kafka_refuses_becomes_a_dead_letter_and_the_rest_goes_on(
     if delivery == "exactly-once":
         assert set(refused().values()) == set(answers.of(unique).values()) == {1}
     letters.reader.close()
+
+
+@pytest.mark.parametrize("delivery", BOTH)
+def test_what_an_exit_of_the_fog_answers_is_audited_by_the_cloud(
+    stage: Stage, processes: Processes, answers: Answers, unique: str, delivery: str
+) -> None:
+    """All of it here; what goes on anyway is no audit, and an audit is not audited."""
+    count = 40
+    digest, inputs, certain = fog_first(stage, unique, count)
+    topic, onward = (stage.kafka.create_topic(names.offload_topic(tier, unique), 1) for tier in ("fog", "cloud"))
+    own = {"model": unique, "bundle": digest, "tier": "fog", "next_segment": 0}
+    values = [stage.offload(unique, seq, **own, tensors=(inputs[seq],)) for seq in range(count)]
+    values.append(stage.offload(unique, count, **own, tensors=(inputs[0],), audit=Audit(0, 0, 1)))
+    KafkaWriter("devices", stage.cluster).write_all(topic, ((unique, value) for value in values), 30)
+    reader = KafkaReader("cloud", stage.cluster, unique)
+    reader.assign({(onward, 0): 0})
+    fog = stage.start(
+        processes, "fog", delivery, STAGE_TIER="fog", STAGE_AUDIT_SHARE="1", STAGE_MODELS=json.dumps([unique])
+    )
+    came: list[Offload] = []
+
+    def all_came() -> bool:
+        came.extend(one for record in reader.read(100, 0.2) if isinstance(one := decode(record.value), Offload))
+        return len(came) >= count + 1
+
+    until(all_came)
+    until(partial(answers.at_least, unique, len(certain)))
+    given = {one.seq: one for record in answers.records if isinstance(one := decode(record.value), Prediction)}
+    audited = {one.seq: one.audit for one in came if one.audit is not None}
+    assert audited == {seq: Audit(seq, 0, given[seq].label) for seq in certain} | {count: Audit(0, 0, 1)}
+    assert Counter(one.seq for one in came if one.audit is None) == Counter(set(range(count)) - certain)
+    assert fog.stop() == 0
+    cloud = stage.start(processes, "cloud", delivery, STAGE_MODELS=json.dumps([unique]))
+    until(partial(answers.at_least, unique, count + 1))
+    said = [decode(record.value) for record in answers.records]
+    finished = Counter(
+        one.audit.of for one in said if isinstance(one, Prediction) and one.audit and one.tier == "cloud"
+    )
+    assert finished == Counter([*certain, 0])
+    assert cloud.stop() == 0
+    reader.close()
 
 
 def fog_first(stage: Stage, model: str, count: int) -> tuple[str, list[Tensor], set[int]]:

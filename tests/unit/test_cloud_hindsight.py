@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from cloud import tokens
 from cloud.app import create_app
@@ -146,11 +146,14 @@ def test_labels_are_written_or_refused(http: Http, label: dict[str, Any], status
     assert words in answer.json()["detail"]
 
 
-def a_bundle(service: Service, criterion: str = "agreement", points: int = 1) -> str:
-    """A bundle of two exits, one an early one; what its segments hold is nobody's business here."""
+def a_bundle(
+    service: Service, criterion: str = "agreement", points: int = 1, tiers: tuple[str, ...] = ("edge", "cloud")
+) -> str:
+    """A bundle with an exit on each tier; what its segments hold is nobody's business here."""
     data = b"a segment"
     blob = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    crossing = {"name": "h0", "dtype": "float32", "shape": [4], "scale": 0.1, "zero_point": 0}
+    tensor = {"dtype": "float32", "shape": [4], "scale": 0.1, "zero_point": 0}
+    crossing = [[tensor | {"name": f"h{index}"}] for index in range(len(tiers) - 1)]
     image = {"name": "image", "dtype": "float32", "shape": [8, 8]}
 
     def segment(index: int, inputs: list[Any], outputs: list[Any]) -> dict[str, Any]:
@@ -159,13 +162,14 @@ def a_bundle(service: Service, criterion: str = "agreement", points: int = 1) ->
 
     policy = {"measure": "max_prob", "threshold": 0.9}
     promise = {"method": "m", "criterion": criterion, "epsilon": 0.01, "delta": 0.05, "n": 900, "violations": 2}
-    point = {"placement": ["edge", "cloud"], "codec": "raw", "policies": [policy, policy]}
+    point = {"placement": list(tiers), "codec": "raw", "policies": [policy] * len(tiers)}
+    inputs: list[list[Any]] = [[image], *crossing]
     manifest = {
         "model": "digits",
         "version": 1,
         "labels": ["no", "yes"],
         "inputs": [image],
-        "segments": [segment(0, [image], [crossing]), segment(1, [crossing], [])],
+        "segments": [segment(index, *kind) for index, kind in enumerate(zip(inputs, [*crossing, []], strict=True))],
         "operating_points": [
             point | {"id": "default", "certificate": promise | {"points": points}},
             point | {"id": "unsure"},
@@ -177,8 +181,17 @@ def a_bundle(service: Service, criterion: str = "agreement", points: int = 1) ->
         return record(connection)
 
 
-def live(service: Service, digest: str, harmed: list[bool], final: int = 0, elsewhere: int = 0, begin: int = 0) -> None:
-    """A hundred early answers for each audit, an audit a minute; `final` and `elsewhere` (fog's) spread over them."""
+def live(
+    service: Service,
+    digest: str,
+    harmed: list[bool],
+    final: int = 0,
+    elsewhere: int = 0,
+    begin: int = 0,
+    fog: list[bool] | None = None,
+) -> None:
+    """A hundred early answers for each audit, an audit a minute; `final` and `elsewhere` (fog's) spread over them;
+    `fog`: whether what its audits say is harmed, as many and as often."""
     same = {"device_id": "pi-1", "epoch": EPOCH, "model": "digits", "bundle": digest, "operating_point": "default"}
     how = {"confidence": 0.9, "status": "final", "captured_at": 1, "produced_at": 2, "records": 1, "repeats": 0}
     how |= {"compute_us": {}, "bytes_sent": 0, "label": 0}
@@ -193,8 +206,9 @@ def live(service: Service, digest: str, harmed: list[bool], final: int = 0, else
         answer["seq"] = begin + seq
     said = {"exit": 0, "label": 0, "final_exit": 1, "final_confidence": 0.9, "records": 1}
     found = [
-        same | said | {"seq": begin + i, "final_label": int(wrong), "recorded_at": begin + 60_000_000 * (i + 1)}
-        for i, wrong in enumerate(harmed)
+        same | said | {"seq": first + i, "exit": e, "final_label": int(w), "recorded_at": begin + 60_000_000 * (i + 1)}
+        for e, first, audited in ((0, begin, harmed), (1, begin + 100 * len(harmed) + final, fog or []))
+        for i, w in enumerate(audited)
     ]
     with writing(service.engine) as connection:
         connection.execute(insert(predictions), answers)
@@ -238,6 +252,35 @@ def test_samples_that_went_up_speak_for_it_and_early_answers_elsewhere_against(s
     second = a_bundle(service, points=2)
     live(service, second, [False] * 2 * CLEAN, elsewhere=10 * CLEAN, begin=3 * 10**12)  # 5 % that nobody audits
     assert the_certificate(http, second)["state"] == "too few audits"
+
+
+THREE = ("edge", "fog", "cloud")
+
+
+def test_what_the_fog_answers_and_audits_counts_as_what_the_device_does(service: Service, http: Http) -> None:
+    holds = a_bundle(service, tiers=THREE)
+    live(service, holds, [False] * CLEAN, elsewhere=100 * CLEAN, fog=[False] * CLEAN)
+    found = the_certificate(http, holds)
+    assert (found["state"], found["audits"]) == ("holds", 2 * CLEAN)
+    broken = a_bundle(service, points=2, tiers=THREE)
+    live(service, broken, [False] * 200, elsewhere=20_000, begin=10**12, fog=[i % 10 == 9 for i in range(200)])
+    found = the_certificate(http, broken)
+    assert (found["state"], found["harmed"]) == ("does not hold", 20)
+
+
+def test_of_a_fog_that_audits_less_the_rest_is_unseen(service: Service, http: Http) -> None:
+    """It says that all is well of a tenth of what a device would: the others may be harmed, for all that is known."""
+    digest = a_bundle(service, tiers=THREE)
+    live(service, digest, [False] * 2 * CLEAN, elsewhere=100 * 2 * CLEAN, fog=[False] * (CLEAN // 5))
+    assert the_certificate(http, digest)["state"] == "too few audits"
+
+
+def test_an_audit_of_an_exit_that_is_not_there_is_left_out(service: Service, http: Http) -> None:
+    digest = a_bundle(service)
+    live(service, digest, [False] * 10, fog=[])
+    with writing(service.engine) as connection:
+        connection.execute(update(audits).where(audits.c.seq == 3).values(exit=7))
+    assert the_certificate(http, digest)["audits"] == 9
 
 
 def test_a_promise_that_is_broken_is_told_once(service: Service, http: Http, caplog: pytest.LogCaptureFixture) -> None:

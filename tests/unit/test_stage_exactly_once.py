@@ -2,6 +2,7 @@
 test holds back. On a real Kafka: `tests/integration/test_stage_delivery.py`."""
 
 import threading
+import time
 from queue import Queue
 from typing import Any
 
@@ -225,3 +226,19 @@ def test_fenced_by_whoever_has_its_name_now_it_ends(monkeypatch: pytest.MonkeyPa
     delivery.ends(TransactionFailedError("timed out"))
     with pytest.raises(FencedError):
         delivery.rest()
+    assert not delivery.held.renewed
+
+
+def test_what_has_outlasted_its_transaction_was_fenced_by_kafka_whatever_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exactly_once, "KafkaTransactions", lambda *_: None)
+    delivery = Delivery(transactional_id="stage-1", transaction_timeout_s=1.0)
+    delivery.turn()
+    delivery.turn()
+    delivery.held.fenced = True
+    later = time.monotonic() + 1.5
+    monkeypatch.setattr("sluice.stage.exactly_once.time.monotonic", lambda: later)
+    delivery.ends(TransactionFailedError("timed out"))
+    delivery.rest()
+    assert delivery.held.renewed == 1

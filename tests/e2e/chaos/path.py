@@ -125,7 +125,12 @@ class WholePath:
         def kafka(room: str, link: str) -> dict[str, str]:
             return {f"{room}_KAFKA__BOOTSTRAP": f"{HOST}:{port(f'{link}~kafka')}"}
 
-        stages = {"STAGE_DELIVERY": self.delivery, "STAGE_TRANSACTION_TIMEOUT_S": "6", **kafka("STAGE", "stages")}
+        stages = {
+            "STAGE_DELIVERY": self.delivery,
+            "STAGE_TRANSACTION_TIMEOUT_S": "6",
+            "STAGE_AUDIT_SHARE": "0.05",
+            **kafka("STAGE", "stages"),
+        }
         own = {
             "cloud": kafka("CLOUD", "cloud"),
             "results-writer": kafka("CLOUD", "cloud"),

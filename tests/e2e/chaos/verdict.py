@@ -12,14 +12,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from sluice.stage.audit import made_here
 from sluice.wire import messages
-from sluice.wire.messages import Prediction, SampleKey, sample_of
+from sluice.wire.messages import Outcome, Prediction, SampleKey, sample_of
 from tests.e2e.chaos.bundles import Chain
 from tests.e2e.chaos.corruption import Sent
 from tests.e2e.chaos.evidence import Evidence
 from tests.e2e.chaos.path import SENSOR_BROKER, WholePath
 from tests.e2e.chaos.sensor import Sensor, Shown
 
+RecordKey = tuple[SampleKey, bool]
+"""A sample, or the audit of it that a stage made."""
 FORGETS_S = 60.0
 """A broker that is killed so long after it took a message may have forgotten it."""
 SHOWN_OF_EACH = 5
@@ -71,9 +74,9 @@ def _on_predictions(
     """The first final prediction of each sample in the order of the topic; all of them made by one bundle alone."""
     by_digest = {chain.digest: chain for chain in chains}
     firsts: dict[SampleKey, Prediction] = {}
-    records: Counter[SampleKey] = Counter()
+    records: Counter[RecordKey] = Counter()
     for one in evidence.predictions:
-        records[sample_of(one)] += 1
+        records[_record_of(one)] += 1
         if one.status == "final" and one.audit is None:
             firsts.setdefault(sample_of(one), one)
         shown = _shown(sensor, one.source_id)
@@ -85,8 +88,8 @@ def _on_predictions(
             verdict.counts["mixed"] += 1
             verdict.breaks("a bundle's tensors are finished by that bundle alone", _tell(one))
     verdict.counts["repeats on predictions"] = sum(records.values()) - len(records)
-    sent_up = Counter(sample_of(one) for one in evidence.predictions if one.tier == "edge")
-    sent_up.update(sample_of(one) for one in (*evidence.fog, *evidence.cloud) if not _by_stage(one))
+    sent_up = Counter(_record_of(one) for one in evidence.predictions if one.tier == "edge")
+    sent_up.update(_record_of(one) for one in (*evidence.fog, *evidence.cloud) if not _by_stage(one))
     verdict.counts["of these by device or gateway"] = sum(count - 1 for count in sent_up.values())
     return firsts
 
@@ -155,14 +158,19 @@ def _at_observers(
 
 def _at_stages(verdict: Verdict, delivery: str, evidence: Evidence) -> None:
     """What a stage made of each sample against how often it was given it."""
-    into_fog = Counter(sample_of(one) for one in evidence.fog)
-    into_cloud = Counter(sample_of(one) for one in evidence.cloud)
-    from_fog = Counter(sample_of(one) for one in evidence.predictions if one.tier == "fog")
-    from_fog.update(sample_of(one) for one in evidence.cloud if _by_stage(one))
-    from_cloud = Counter(sample_of(one) for one in evidence.predictions if one.tier == "cloud")
+    into_fog = Counter(_record_of(one) for one in evidence.fog)
+    into_cloud = Counter(_record_of(one) for one in evidence.cloud)
+    answered = Counter(_record_of(one) for one in evidence.predictions if one.tier == "fog")
+    audited = Counter(_record_of(one) for one in evidence.cloud if made_here(one))
+    from_fog = answered + Counter(_record_of(one) for one in evidence.cloud if _by_stage(one) and not made_here(one))
+    from_cloud = Counter(_record_of(one) for one in evidence.predictions if one.tier == "cloud")
+    verdict.counts["audits by stages"] = sum(audited.values())
+    for (sample, _), count in audited.items():
+        if count > answered[sample, False]:
+            verdict.breaks("a stage audits what it answers", f"{sample}: {answered[sample, False]} and {count} audits")
     for tier, given, made in (("fog", into_fog, from_fog), ("cloud", into_cloud, from_cloud)):
-        for sample in given.keys() | made.keys():
-            more = made[sample] - given[sample]
+        for record in given.keys() | made.keys():
+            sample, more = record[0], made[record] - given[record]
             if more < 0:
                 verdict.breaks("a stage makes something of every record", f"{tier}: {sample} {more}")
             if more > 0:
@@ -195,6 +203,10 @@ def _letters(verdict: Verdict, path: WholePath, evidence: Evidence, sent: list[S
 def _shown(sensor: Sensor, source_id: str | None) -> Shown | None:
     run, _, number = (source_id or "").rpartition("-")
     return sensor.shown[int(number)] if run == sensor.run_id and int(number) < len(sensor.shown) else None
+
+
+def _record_of(one: Outcome) -> RecordKey:
+    return sample_of(one), made_here(one)
 
 
 def _by_stage(offload: messages.Offload) -> bool:
