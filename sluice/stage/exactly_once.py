@@ -117,9 +117,7 @@ class ExactlyOnce(Delivery):
 
     def settle(self, stop: threading.Event, *, idle: bool) -> None:
         """End the transaction, if nothing more comes or it is time to. `TemporaryError`: call it again."""
-        if not self._begun:
-            self.writer.init()
-            self._begun = True
+        self._introduce()
         if self._committing:
             self._end(BUSY_WAIT_S if idle and self._waiting else 0.0)
             while self._committing and len(self._waiting) >= WAITING_MOST and not stop.is_set():
@@ -129,6 +127,7 @@ class ExactlyOnce(Delivery):
             self._check()
             if self._spoilt:
                 self._abort()
+                self._introduce()
             self._write_waiting()
             if self._open and not self._spoilt and (idle or time.monotonic() >= self._due):
                 self._end(0.0)
@@ -236,6 +235,12 @@ class ExactlyOnce(Delivery):
         )
         self._renew()
         self._again()
+
+    def _introduce(self) -> None:
+        """Make this producer known to Kafka, if it is not."""
+        if not self._begun:
+            self.writer.init()
+            self._begun = True
 
     def _renew(self) -> None:
         self.writer.renew()

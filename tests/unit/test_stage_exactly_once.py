@@ -14,6 +14,7 @@ from sluice.doors.kafka_transactions import FencedError, TransactionFailedError
 from sluice.stage import exactly_once
 from sluice.stage.exactly_once import WAITING_MOST, ExactlyOnce
 from sluice.stage.settings import StageSettings
+from sluice.wire import names
 from sluice.wire.errors import TemporaryError
 from tests.unit.wire_support import prediction
 
@@ -28,15 +29,15 @@ class Writer:
         self.open: list[str] | None = None
         self.committed: list[tuple[list[str], dict[tuple[str, int], int]]] = []
         self.aborted = self.renewed = 0
-        self.fenced = False
+        self.fenced = self.known = False
         self.commits: Queue[Exception | None] = Queue()
         self.begun = threading.Event()
 
     def init(self) -> None:
-        pass
+        self.known = True
 
     def begin(self) -> None:
-        assert self.open is None
+        assert self.known and self.open is None
         self.open = []
 
     def write(self, topic: str, value: bytes, **_: Any) -> None:
@@ -63,7 +64,7 @@ class Writer:
 
     def renew(self) -> None:
         self.renewed += 1
-        self.open = None
+        self.open, self.known = None, False
 
     def poll(self, timeout_s: float = 0.0) -> None:
         pass
@@ -96,6 +97,9 @@ class Delivery(ExactlyOnce):
 
     def turn(self, place: tuple[str, int] = PLACE) -> None:
         self.settle(threading.Event(), idle=False)
+        self.work(place)
+
+    def work(self, place: tuple[str, int] = PLACE) -> None:
         at = self._next.get(place, 0)
         self._next[place] = at + 1
         record = Record(*place, at, b"pi-1", b"an offload", 0, [])
@@ -215,6 +219,8 @@ def test_fenced_by_kafka_itself_it_goes_on_as_a_new_one(delivery: Delivery) -> N
     delivery.ends(TransactionFailedError("timed out"))
     delivery.rest()
     assert delivery.held.renewed == 1 and delivery.asked.sought == [{PLACE: 0}]
+    delivery.work()
+    assert delivery.held.open == [names.PREDICTIONS]
 
 
 def test_fenced_by_whoever_has_its_name_now_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
