@@ -264,7 +264,8 @@ class KafkaReader:
     of what was assigned meanwhile, either. `on_assigned` and `on_lost` get lists of (topic, partition), `on_end` a
     topic partition and the offset at which nothing more is there to read for now, `on_overtaken` a topic partition and
     how many records retention took from where reading was, or was to begin, before they were read; all are called from
-    `read`.
+    `read`. Who does not read again within `silent_s` is no member of the group any more. It is also how long a change
+    of the group may take, if a member is gone and Kafka does not know.
     """
 
     def __init__(
@@ -281,9 +282,11 @@ class KafkaReader:
         ahead_kb: int = 65_536,
         ahead: int = 100_000,
         idle_ms: int = 100,
+        silent_s: float = 60.0,
     ) -> None:
         tuned = {
             "session.timeout.ms": 10_000,
+            "max.poll.interval.ms": int(1000 * silent_s),
             "fetch.wait.max.ms": idle_ms,
             "fetch.message.max.bytes": 2_000_000,
             "queued.max.messages.kbytes": ahead_kb,
@@ -307,7 +310,7 @@ class KafkaReader:
         self._on_end = on_end
         self._on_overtaken = on_overtaken
         self._gaps = Gaps(self._first_offset) if on_overtaken else None
-        self._stalls = Stalls(self._end_of)
+        self._stalls = Stalls(self._end_of, int(config["max.poll.interval.ms"]) / 1000)
         self._joined = False
         self._paused: set[TopicPartition] = set()
         self._taken: set[TopicPartition] = set()

@@ -17,16 +17,17 @@ TopicPartition = tuple[str, int]
 LOOK_EVERY_S = 10.0
 LOOKS = 4
 """So many looks in a row with nothing read, at each of which the end had risen."""
-JOIN_LOOKS = 36
-"""So many looks in a row without having joined: other members may take five minutes (max.poll.interval.ms) to make room
-for a new one."""
+JOIN_LOOKS = 6
+"""So many looks in a row without having joined, after the time that others may take to make room for a new member."""
 
 
 class Stalls:
-    """`end_of` tells where a topic partition ends now, None if Kafka does not say."""
+    """`end_of` tells where a topic partition ends now, None if Kafka does not say; `room_s`: how long other members of
+    the group may take to make room for a new one (max.poll.interval.ms)."""
 
-    def __init__(self, end_of: Callable[[TopicPartition], int | None]) -> None:
+    def __init__(self, end_of: Callable[[TopicPartition], int | None], room_s: float) -> None:
         self._end_of = end_of
+        self._join_looks = JOIN_LOOKS + round(room_s / LOOK_EVERY_S)
         self._ends: dict[TopicPartition, int] = {}
         self._looks = 0
         self._next = monotonic() + LOOK_EVERY_S
@@ -48,7 +49,7 @@ class Stalls:
         self._next = now + LOOK_EVERY_S
         stuck = self._rises(places()) if joined else answers()
         self._looks = self._looks + 1 if stuck else 0
-        return self._looks >= (LOOKS if joined else JOIN_LOOKS)
+        return self._looks >= (LOOKS if joined else self._join_looks)
 
     def _rises(self, places: Iterable[TopicPartition]) -> bool:
         """Whether any of them ends further on than at the look before."""

@@ -35,6 +35,8 @@ AHEAD_KB, AHEAD = 8192, 500
 """Read ahead of the batch at hand (kB, or records of a topic partition); what comes for another model waits for no more
 than that."""
 
+BATCH_S = 15.0
+"""A batch takes about so long at most; who is silent for 60 s is out of its group (`KafkaReader`)."""
 Group = tuple[str, tuple[str, int, bool]]
 """(bundle digest, kind of work): what may share a batch."""
 
@@ -71,6 +73,8 @@ class Worker:
         self.resting: dict[TopicPartition, tuple[str | None, float]] = {}
         """What rests: until a bundle (digest) is there, or at the latest until a time (monotonic seconds)."""
         self._next_topics = 0.0
+        self._pace_s: float | None = None
+        """What the last batch took for each of its records."""
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set."""
@@ -87,7 +91,9 @@ class Worker:
                     begun = time.perf_counter()
                     self.delivery.take(*self._work(records))
                     metrics.STAGE_BATCH.labels(self.tier).observe(len(records))
-                    metrics.STAGE_BATCH_S.labels(self.tier).observe(time.perf_counter() - begun)
+                    taken_s = time.perf_counter() - begun
+                    self._pace_s = taken_s / len(records)
+                    metrics.STAGE_BATCH_S.labels(self.tier).observe(taken_s)
                 backoff.reset()
             except TemporaryError as error:
                 log.warning("waiting: %s", error, extra={"tier": self.tier})
@@ -103,7 +109,13 @@ class Worker:
         """The next batch, maybe empty: not for longer than the delivery has patience."""
         most, patience_s = self.settings.poll_timeout_s, self.delivery.patience_s
         wait_s = most if patience_s is None else min(most, patience_s)
-        return self.reader.read(self.settings.batch_most, wait_s, self.settings.batch_wait_s)
+        return self.reader.read(self._most(), wait_s, self.settings.batch_wait_s)
+
+    def _most(self) -> int:
+        """How many records to take at once: no more than it will be through with in good time for its group."""
+        if self._pace_s is None:
+            return 1
+        return max(1, min(self.settings.batch_most, int(BATCH_S / max(self._pace_s, 1e-9))))
 
     def _work(self, records: list[Record]) -> tuple[list[tuple[Record, Outcome]], list[tuple[Record, str]], Offsets]:
         """(outcomes, dead letters with their reasons, next offsets) of what can be worked on now.

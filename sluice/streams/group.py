@@ -24,6 +24,8 @@ from sluice.streams.reader import BATCH, Batch
 from sluice.streams.samples import BadRecord, parse_config
 from sluice.wire.errors import PermanentError, TemporaryError
 
+USE_S = 300.0
+"""A batch that is used for longer costs its reader the membership."""
 POLL_S = 0.2
 FILL_S = 0.05
 """How long a batch waits for more records after its first."""
@@ -79,6 +81,7 @@ class Group:
             on_lost=self._lost,
             on_end=self._at_end.__setitem__,
             on_overtaken=None if begin is None else self._overtaken,
+            silent_s=USE_S,
         )
         self._reader.subscribe(topics)
         self.stopping = False

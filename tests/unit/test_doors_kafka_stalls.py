@@ -6,6 +6,9 @@ from sluice.doors import kafka_stalls
 from sluice.doors.kafka_stalls import JOIN_LOOKS, LOOK_EVERY_S, LOOKS, Stalls
 
 A, B = ("t", 0), ("t", 1)
+ROOM_S = 60.0
+LETS_IN = JOIN_LOOKS + ROOM_S / LOOK_EVERY_S
+"""After so many looks a group should have let a reader in."""
 
 
 class World:
@@ -17,7 +20,7 @@ class World:
         self.ends: dict[tuple[str, int], int | None] = {A: 5, B: 5}
         self.answers = True
         self.asked = 0
-        self.stalls = Stalls(self._end_of)
+        self.stalls = Stalls(self._end_of, ROOM_S)
 
     def _end_of(self, place: tuple[str, int]) -> int | None:
         self.asked += 1
@@ -63,11 +66,11 @@ def test_kafka_that_does_not_answer_is_away_and_not_stuck(world: World) -> None:
     world.ends = {A: None, B: None}
     assert not any(world.look() for _ in range(10))
     world.answers = False
-    assert not any(world.look(joined=False) for _ in range(2 * JOIN_LOOKS))
+    assert not any(world.look(joined=False) for _ in range(100))
 
 
 def test_a_group_that_lets_nobody_in_is_a_stall(world: World) -> None:
-    assert [world.look(joined=False) for _ in range(JOIN_LOOKS)] == [False] * (JOIN_LOOKS - 1) + [True]
+    assert next(turn for turn in range(1, 100) if world.look(joined=False)) == LETS_IN
     assert world.asked == 0
 
 
