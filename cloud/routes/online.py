@@ -79,8 +79,8 @@ class CandidateView(BaseModel):
 
 class OnlineView(JobView):
     """An online job. `metrics` has an entry every now and then, older ones thinned out: `records`, `labelled`, `lag`,
-    `drifts`, `metrics` by exit before learning (`accuracy` and `loss` of late, `whole_…` from the beginning), and
-    `drift`, where one was found."""
+    `drifts`, `remembered` (samples of what the model was trained on that the buffer began with), `metrics` by exit
+    before learning (`accuracy` and `loss` of late, `whole_…` from the beginning), and `drift`, where one was found."""
 
     model: str
     version: int
@@ -116,7 +116,8 @@ def start_online(service: ServiceDep, new: NewOnline) -> OnlineView:
         raise PermanentError("name either a model, and a version if it is not to be the newest, or a training")
     stream = find_stream(service, new.stream_id)["announcement"]
     model, spec, files = _model(service, new)
-    trained_on = _trained_on(service, new.training or model["training"])
+    known = _trained_on(service, new.training or model["training"])
+    trained_on = [] if known is None else known["slices"]
     topics = list(new.topics or dict.fromkeys(parse_slice(text).topic for text in stream["slices"]))
     row: dict[str, Any] = {
         "model": model["model"],
@@ -151,22 +152,25 @@ def _model(service: Service, new: NewOnline) -> tuple[dict[str, Any], dict[str, 
     return model, {"file": INPUT}, {INPUT: service.models.path(training["sha256"])}
 
 
-def _trained_on(service: Service, training: str | None) -> list[str]:
-    """The slices that a training has learnt from, as far as they are known: nothing in them may certify its model.
+def _trained_on(service: Service, training: str | None) -> dict[str, Any] | None:
+    """The stream that a training has learnt from, as far as it is known: nothing in it may certify its model.
 
-    A candidate's slices are those that it did not learn from.
+    A candidate's stream is what it did not learn from: of it, what the model that its job began from was trained on.
     """
-    with reading(service.engine) as connection:
-        found = connection.execute(select(trainings).where(trainings.c.id == training)).mappings().first()
-    if found is None or found["online"] is not None:
-        return []
-    slices: list[str] = found["announcement"]["slices"]
-    return slices
+    while True:
+        with reading(service.engine) as connection:
+            found = connection.execute(select(trainings).where(trainings.c.id == training)).mappings().first()
+            if found is None or found["online"] is None:
+                return None if found is None else dict(found["announcement"])
+            job = connection.execute(select(online_jobs).where(online_jobs.c.id == found["online"])).mappings().one()
+        training = job["training"] or find_model(service, job["model"], job["version"])["training"]
 
 
 def _wish(service: Service, row: dict[str, Any] | RowMapping) -> str:
     settings = OnlineSettings.model_validate(row["settings"])
-    check = find_model(service, row["model"], row["version"])["check"]
+    model = find_model(service, row["model"], row["version"])
+    known = _trained_on(service, row["training"] or model["training"]) if settings.replay_trained_on else None
+    past = None if known is None else {"stream": known, "most": settings.buffer, "seed": settings.seed}
     live = {
         "topics": row["topics"],
         "group": row["consumers"],
@@ -174,7 +178,7 @@ def _wish(service: Service, row: dict[str, Any] | RowMapping) -> str:
         "batch": max(BATCH, settings.batch),
         "from_beginning": settings.begin != "end",
     }
-    return wish_for(service, row["announcement"], settings.bad_most, check.get("classes"), live)
+    return wish_for(service, row["announcement"], settings.bad_most, model["check"].get("classes"), live, past)
 
 
 def go_on(service: Service, job_id: str) -> str:

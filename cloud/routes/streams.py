@@ -100,11 +100,12 @@ def wish_for(
     bad_most: int = 0,
     classes: int | None = None,
     live: dict[str, Any] | None = None,
+    past: dict[str, Any] | None = None,
 ) -> str:
     """The stream that a job is to be fed with, and how to reach it (`sluice.streams.feed.Wish`), as JSON."""
     kafka = service.settings.kafka.model_dump()
     wish = {"kafka": kafka, "stream": announcement, "bad_most": bad_most, "classes": classes or None, "live": live}
-    return json.dumps(wish | {"stalled_s": service.settings.stream_away_s})
+    return json.dumps(wish | {"past": past, "stalled_s": service.settings.stream_away_s})
 
 
 def _view(service: Service, rows: list[Any]) -> list[StreamView]:

@@ -27,6 +27,7 @@ class Learner:
             self._trained.optimizer.build(self._trained.trainable_variables)
         self._dtype = str(self._trained.inputs[0].dtype)
         self._rate, self._halves = settings.learning_rate, settings.rate_halves_after
+        self._rises = settings.rate_rises_over
         self.updates = 0
         """In all."""
         self.since = 0
@@ -35,7 +36,8 @@ class Learner:
     @property
     def rate(self) -> float:
         """The learning rate of the next update."""
-        return self._rate if self._halves is None else self._rate / (1 + self.since / self._halves)
+        rate = self._rate * min(1.0, (self.updates + 1) / self._rises) if self._rises else self._rate
+        return rate if self._halves is None else rate / (1 + self.since / self._halves)
 
     def answers(self, x: Array) -> dict[str, Any]:
         """Of samples x (n, *shape), by exit: (n, classes) float32 logarithms of the classes' probabilities."""
@@ -48,7 +50,7 @@ class Learner:
 
     def learn(self, x: Array, y: Labels) -> None:
         """One update from samples x (n, *shape) with labels y (n,). `PermanentError` when the loss is no number."""
-        if self._halves is not None:
+        if self._halves is not None or self.updates <= self._rises:
             self._trained.optimizer.learning_rate = self.rate
         told = self._trained.train_on_batch(
             x.astype(self._dtype, copy=False), dict.fromkeys(self.exits, y), return_dict=True

@@ -51,6 +51,8 @@ BETTER = 0.005
 """So much the accuracy of late has to rise for a checkpoint of its own."""
 PART_OF_TIME = 0.05
 """Share of the time that checkpoints may take."""
+BEFORE = -1
+"""The number of a record in the buffer that is older than the stream."""
 DRIFTS_KEPT = 100
 CLASSES_TOLD = 50
 
@@ -76,7 +78,9 @@ def work(folder: Path, events: Events, descriptor: int | None) -> dict[str, Any]
     assert descriptor is not None
     online = Online(folder, events)
     fed = Fed(descriptor)
-    fed.begin(online.ends)
+    fed.begin(online.ends, online.wanted)
+    if online.wanted is not None:
+        online.remember(fed)
     batch = None
     for batch in () if online.over else fed:
         online.take(batch, fed)
@@ -110,6 +114,8 @@ class Standing:
     updates: int = 0
     since: int = 0
     """Updates since the learning rate began anew."""
+    remembered: dict[str, Any] = field(default_factory=dict)
+    """What the buffer began with, of what the model was trained on (`sluice.streams.past.Found`)."""
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     drifts: list[dict[str, Any]] = field(default_factory=list)
@@ -150,7 +156,7 @@ class Online:
         self._judged_y, self._judged_born = np.empty(0, np.int64), np.empty(0, np.int64)
         self._best: list[Any] = []
         self.standing = Standing(_first(job) if settings.begin == "after" else [], answered=[0] * found.classes)
-        self._restore()
+        self._restored = self._restore()
         self._begun, self._seconds, self._bad, self._lost = (
             time.monotonic(),
             self.standing.seconds,
@@ -170,6 +176,27 @@ class Online:
     def ends(self) -> dict[TopicPartition, int]:
         """Up to where each topic partition was used."""
         return {(topic, partition): offset for topic, partition, offset in self.standing.ends}
+
+    @property
+    def wanted(self) -> int | None:
+        """Samples of what the model was trained on that the buffer is to begin with; None: it has or needs none."""
+        if self._restored or not (self.settings.replay_trained_on and self.settings.replay and self.buffer.size):
+            return None
+        return self.buffer.size
+
+    def remember(self, fed: Fed) -> None:
+        """Begin the buffer with them. They are older than any record of the stream, and counted nowhere else."""
+        random = np.random.Generator(np.random.PCG64(self.settings.seed))
+        for batch in fed.past():
+            known = batch.y != NONE
+            self.buffer.add(batch.x[known], batch.y[known], np.full(int(known.sum()), BEFORE, np.int64), random)
+        self.standing.remembered = found = fed.found | {"kept": self.buffer.count}
+        if found["records"] or found["reason"]:
+            print(
+                f"of {found['records']} records that the model was trained on {found['gone']} are gone from Kafka; "
+                f"{found['kept']} are replayed" + (f" ({found['reason']})" if found["reason"] else ""),
+                flush=True,
+            )
 
     @property
     def over(self) -> bool:
@@ -298,6 +325,7 @@ class Online:
             "judged": self.contest.judged,
             "wealth": round(self.contest.wealth, 3),
             "certifying": len(self.certifying),
+            "remembered": self.standing.remembered.get("kept", 0),
             "metrics": self.prequential.metrics(),
             **more,
         }
@@ -375,15 +403,15 @@ class Online:
         self._dirty = self._urgent = False
         self._propose_again()
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
         """Go on from the checkpoint, if there is one of this model."""
         found = checkpoint.read(self._folder)
         if found is None:
-            return
+            return False
         said, arrays = found
         state = _in_order(arrays, "s")
         if [value.shape for value in state] != [value.shape for value in self.learner.state]:
-            return
+            return False
         self.standing = standing = Standing(**said)
         self.learner.state = state
         self.learner.updates, self.learner.since = standing.updates, standing.since
@@ -396,6 +424,7 @@ class Online:
         self.certifying.restore(standing.certifying, arrays["certifying"])
         self.contest = Contest(arrays["won"], standing.judged)
         self.drift = Drift(self.settings.drift_delta, arrays["errors"].tolist())
+        return True
 
     def finish(self) -> dict[str, Any]:
         """Save the model that is the result; what a job reports."""
@@ -410,6 +439,7 @@ class Online:
         if len(standing.answered) <= CLASSES_TOLD:
             result["answered"] = standing.answered
         return result | {
+            "remembered": standing.remembered,
             "metrics": self.prequential.metrics(),
             "updates": self.learner.updates,
             "candidates": 0 if standing.candidate is None else standing.candidate["number"],

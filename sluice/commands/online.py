@@ -32,6 +32,9 @@ def start(
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1)] = None,
     replay: Annotated[int | None, typer.Option(min=0, help="Samples of the past in each update.")] = None,
+    replay_trained_on: Annotated[
+        bool | None, typer.Option(help="The past begins with what the model was trained on (the default), or empty.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     timeout_s: Annotated[float | None, typer.Option(help="Done when nothing came for so long.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Done after so long.")] = None,
@@ -57,6 +60,7 @@ def start(
         "begin": begin,
         "batch": batch,
         "replay": replay,
+        "replay_trained_on": replay_trained_on,
         "learning_rate": learning_rate,
         "timeout_s": timeout_s,
         "seconds": seconds,

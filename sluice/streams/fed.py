@@ -3,7 +3,7 @@
 Of a live stream (`live`), or of slices of which each record counts once (`begins` in the wish), the job says where it
 begins, and which batches it has used once its checkpoint says so too:
 
-    fed.begin(checkpoint.ends)
+    fed.begin(checkpoint.ends)  # with past=N, and no checkpoint: then come fed.past() first
     for batch in fed:  # empty ones too, now and then, so that the job can look at its clock
         …
         checkpoint.ends.update(batch.ends)
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,37 @@ class Fed:
         self.first_bad: str | None = None
         self.lost = 0
         self.lag: int | None = None
+        self.found: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches. Raises as reading does, `TemporaryError` too when the feed ends before the stream."""
-        while True:
-            frame = self._frame()
-            if (batch := frame.get("batch")) is not None:
-                yield self._batch(batch)
-            elif (failed := frame.get("failed")) is not None:
-                raise (TemporaryError if failed["passing"] else PermanentError)(failed["reason"])
-            else:
-                self._hear(frame["end"])
-                return
+        last = yield from self._batches()
+        self._hear(last["end"])
 
-    def begin(self, positions: Mapping[TopicPartition, int]) -> None:
+    def past(self) -> Iterator[Batch]:
+        """What was asked for of what the model was trained on: x (n, *shape), y (n,) each, and no more than that.
+
+        To be read before anything else. Afterwards `found` tells of it as `sluice.streams.past.Found`. Raises as above.
+        """
+        last = yield from self._batches()
+        self.found = last["past"]
+
+    def _batches(self) -> Generator[Batch, None, dict[str, Any]]:
+        """Batches, and the frame that ends them."""
+        while (batch := (frame := self._frame()).get("batch")) is not None:
+            yield self._batch(batch)
+        if (failed := frame.get("failed")) is not None:
+            raise (TemporaryError if failed["passing"] else PermanentError)(failed["reason"])
+        return frame
+
+    def begin(self, positions: Mapping[TopicPartition, int], past: int | None = None) -> None:
         """Say, first of all, where a live stream is to begin: the offset of the first record of each topic partition.
 
-        Of those not named: where the group stands, or as the wish says.
+        Of those not named: where the group stands, or as the wish says. With `past` so many samples of what the model
+        was trained on, at most, come first.
         """
-        self._say({"from": [[topic, partition, offset] for (topic, partition), offset in positions.items()]})
+        begin = [[topic, partition, offset] for (topic, partition), offset in positions.items()]
+        self._say({"from": begin} if past is None else {"from": begin, "past": past})
 
     def used(self, batch: Batch) -> None:
         """This batch of a live stream and all before it were used, and will not be asked for again."""

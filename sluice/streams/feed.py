@@ -8,7 +8,9 @@ A frame is a line of JSON and, for a batch, the bytes of its arrays: `{"batch": 
 `{"dtype", "shape"}`, x then y; `{"end": {"bad", "first"}}`; or `{"failed": {"reason", "passing"}}`. Of a whole stream
 nothing is read that a job writes into the socket. Of a live one (`live`), and of slices that the job counts itself, it
 says where it begins and what it used, and a batch has `told`; of a live one it has two arrays more, `places` and
-`offsets`. Whatever a job says can end this process, nothing else.
+`offsets`. A job on a live stream that asks for it gets some of what its model was trained on first (`past`): batches
+without `told`, then `{"past": {"records", "gone", "read", "bad", "reason"}}`. Whatever a job says can end this process,
+nothing else.
 """
 
 from __future__ import annotations
@@ -16,16 +18,18 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from dataclasses import asdict
 from typing import IO, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from sluice.daemon.secrecy import keep_to_itself
-from sluice.doors.kafka import KafkaCluster, KafkaWriter
+from sluice.doors.kafka import KafkaCluster, KafkaWriter, TopicPartition
 from sluice.streams.bad import BadRecords, letters_to
 from sluice.streams.group import Group
 from sluice.streams.live import TICK_S, Handing, Heard, Live
+from sluice.streams.past import Found, Past, read_past
 from sluice.streams.reader import BATCH, STALLED_S, Batch, read_rest, read_stream
 from sluice.wire.errors import SluiceError, TemporaryError
 from sluice.wire.slices import parse_slice
@@ -52,6 +56,8 @@ class Wish(BaseModel):
     """Most records in a batch."""
     live: Live | None = None
     """Read these topics as they grow, not the stream's slices; the stream says what their records are."""
+    past: Past | None = None
+    """Before a live stream the job may have a sample of this, which its model was trained on."""
     begins: bool = False
     """Of slices too the job says where it begins and what it used, and each record is handed out once."""
     stalled_s: float = Field(default=STALLED_S, gt=0)
@@ -93,6 +99,8 @@ def _serve_live(
     begin = heard.begin(live.topics)
     if heard.over:
         return
+    if heard.past is not None:
+        _hand_out_past(wish, live, out, begin, heard.past)
 
     def write(batch: Batch, told: dict[str, Any]) -> None:
         if writer is not None:
@@ -121,6 +129,32 @@ def _serve_live(
             _write_line(out, {"end": _told(bad)})
             out.flush()
             handing.settle()
+
+
+def _hand_out_past(wish: Wish, live: Live, out: IO[bytes], begin: dict[TopicPartition, int], most: int) -> None:
+    """What the job is reminded of; what its live stream begins with is not among it."""
+
+    def before(place: TopicPartition) -> int | None:
+        if place[0] not in live.topics:
+            return None
+        return begin.get(place, 0 if live.from_beginning else None)
+
+    found = Found()
+    if wish.past is not None:
+        batches = read_past(
+            wish.kafka,
+            wish.past,
+            most,
+            found,
+            like=wish.stream,
+            before=before,
+            classes=wish.classes,
+            stalled_s=wish.stalled_s,
+        )
+        for batch in batches:
+            _write_batch(out, batch)
+    _write_line(out, {"past": asdict(found)})
+    out.flush()
 
 
 def _serve_rest(wish: Wish, out: IO[bytes], own: socket.socket, bad: BadRecords, writer: KafkaWriter | None) -> None:

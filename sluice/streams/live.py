@@ -6,7 +6,8 @@ only follow: a job that was killed begins again where its checkpoint is, whateve
 used exactly once. A group of this kind has one member.
 
 What a job says is foreign: lines of JSON, bounded. `{"from": [[topic, partition, offset], …]}` first and once, then
-`{"used": N}` (of the batches handed out, how many) and `{"over": true}`. Anything else ends the feed.
+`{"used": N}` (of the batches handed out, how many) and `{"over": true}`. Anything else ends the feed. With the first
+line it may ask for `"past": N` samples of what its model was trained on; they come before all else (`past`).
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class _Said(BaseModel):
 
 class _Begin(_Said):
     at: list[tuple[str, int, int]] = Field(alias="from", max_length=10_000)
+    past: int | None = Field(default=None, ge=0, le=2**31)
 
 
 class _Later(_Said):
@@ -75,20 +77,24 @@ SaidT = TypeVar("SaidT", bound=_Said)
 
 
 class Heard:
-    """What a job says through its socket, line by line, each checked. `over`: nothing more will come."""
+    """What a job says through its socket, line by line, each checked. `over`: nothing more will come; `past`: how much
+    of what its model was trained on it asked for, None where it did not."""
 
     def __init__(self, own: socket.socket) -> None:
         self._own = own
         self._rest = b""
         self._used = 0
         self.over = False
+        self.past: int | None = None
 
     def begin(self, topics: Collection[str]) -> dict[TopicPartition, int]:
         """Wait for the first line: where the job begins. Nothing when the job has gone."""
         line = self._line(None)
         if line is None:
             return {}
-        found = {(topic, partition): offset for topic, partition, offset in _checked(_Begin, line).at}
+        said = _checked(_Begin, line)
+        self.past = said.past
+        found = {(topic, partition): offset for topic, partition, offset in said.at}
         for (topic, partition), offset in found.items():
             if topic not in topics or not 0 <= partition < 2**31 or not 0 <= offset < 2**63:
                 raise PermanentError(

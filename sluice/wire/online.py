@@ -18,12 +18,18 @@ class OnlineSettings(Settings):
     """Samples seen before that are mixed into each update."""
     buffer: int = Field(default=2000, ge=0, le=1_000_000)
     """Samples that are kept for that, at most; fewer where they would take more than 256 MB."""
+    replay_trained_on: bool = True
+    """The buffer begins with a fair sample of what the model was trained on, as far as Kafka still has it; else empty,
+    and what only that taught is soon forgotten."""
     buffer_kind: Literal["balanced", "reservoir"] = "balanced"
     """Which are kept: of every class about as many, or a fair sample of all that came."""
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     """How steps are taken."""
     learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
     """Size of a step."""
+    rate_rises_over: int = Field(default=50, ge=0, le=1_000_000_000)
+    """Updates over which the learning rate rises to its size at first: `adam` knows nothing of the gradients yet, and
+    its first steps are as long as any. 0: it is there at once."""
     rate_halves_after: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Updates after which the learning rate has fallen to a half, after three times as many to a quarter, and so on
     (rate / (1 + updates / this)); it stays as it is by default."""

@@ -491,6 +491,7 @@ def _heard(data: bytes) -> None:
         heard = Heard(own)
         begin = heard.begin(["t"])
         assert all(topic == "t" and 0 <= offset < 2**63 for (topic, _), offset in begin.items())
+        assert heard.past is None or 0 <= heard.past <= 2**31
         while not heard.over:
             assert 0 <= heard.used(3, None) <= 3
 
@@ -507,7 +508,9 @@ def targets(bundle: Path | None = None) -> dict[str, Target]:
         "profile": Target(lambda data: _ignore(parse_profile(data)), _some(profile), 1),
         "names": Target(_names, _some([b"sluice/pi-1/sensor/a", b"pi-1", b"sluice/pi-1/offload", "ü".encode()]), 1),
         "slices": Target(_slices, _some([b"digits:0:0:358", b"[a.b_c:12:3:999999999999999999]"]), 1),
-        "heard": Target(_heard, _some([b'{"from": [["t", 0, 7]]}\n{"used": 2}\n{"used": 3, "over": true}\n']), 1),
+        "heard": Target(
+            _heard, _some([b'{"from": [["t", 0, 7]], "past": 9}\n{"used": 2}\n{"used": 3, "over": true}\n']), 1
+        ),
         "sensor": Target(_reading, _some(_choosing(READINGS, len(SENSORS))), 5),
         "stream": Target(_stream, _some(_stream_records()), 3),
     }

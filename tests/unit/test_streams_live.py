@@ -24,13 +24,21 @@ def pair() -> Iterator[Pair]:
 def test_a_job_says_where_it_begins_and_what_it_used(pair: Pair) -> None:
     job, heard = pair
     job.sendall(b'{"from": [["t", 0, 7], ["t", 1, 0]]}\n{"used": 1}\n{"us')
-    assert heard.begin(["t"]) == {("t", 0): 7, ("t", 1): 0}
+    assert heard.begin(["t"]) == {("t", 0): 7, ("t", 1): 0} and heard.past is None
     assert heard.used(5) == 1
     assert heard.used(5) == 1, "half a line is none yet"
     job.sendall(b'ed": 2}\n{"used": 4}\n')
     assert heard.used(5) == 4
     job.sendall(b'{"used": 5, "over": true}\n{"used": 6}\n')
     assert heard.used(5) == 5 and heard.over
+
+
+def test_a_job_asks_for_some_of_what_its_model_was_trained_on(pair: Pair) -> None:
+    job, heard = pair
+    job.sendall(b'{"from": [], "past": 500}\n{"used": 1, "past": 7}\n')
+    assert heard.begin(["t"]) == {} and heard.past == 500
+    with pytest.raises(PermanentError):
+        heard.used(3)  # once, and first
 
 
 def test_a_job_that_goes_is_over(pair: Pair) -> None:
@@ -63,6 +71,10 @@ def test_a_job_that_goes_before_it_said_anything(pair: Pair) -> None:
         (b'{"from": [["t", "0", 1]]}', "may not"),
         (b'{"from": [], "topics": ["x"]}', "may not"),
         (json.dumps({"from": [["t", 0, 1]] * 10_001}).encode(), "may not"),
+        (b'{"from": [], "past": -1}', "may not"),
+        (b'{"from": [], "past": 9223372036854775808}', "may not"),
+        (b'{"from": [], "past": "all"}', "may not"),
+        (b'{"past": 5}', "may not"),
         (b"x" * (LINE_BYTES + 70_000), "too long"),
     ],
 )

@@ -50,13 +50,21 @@ def send(cluster: KafkaCluster, topic: str, x: np.ndarray, y: np.ndarray) -> Ann
     return Announcement.model_validate(said | {"config": CONFIG})
 
 
+def announced(topic: str, count: int) -> Announcement:
+    """The first records of a topic."""
+    said = {"stream_id": topic, "slices": [f"{topic}:0:0:{count}"], "format": "raw", "validation_rate": 0}
+    return Announcement.model_validate(said | {"count": count, "config": CONFIG})
+
+
 def wished(
     stream: Announcement, folder: Path, model: dict[str, str] | None, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a job is told, and what its feed is told besides."""
     job = {"kind": "online", "model": model or {"source": MODEL}, "stream": stream.model_dump()}
     live = {"topics": [stream.stream_id], "group": f"g-{folder.name}", "timeout_s": settings.get("timeout_s")}
-    return job | {"settings": BASE | settings}, {"live": live | {"batch": 256}, "classes": 3}
+    past = settings.pop("past", None)
+    more = {"past": past and {"stream": past.model_dump(), "most": 2000}}
+    return job | {"settings": BASE | settings}, {"live": live | {"batch": 256}, "classes": 3} | more
 
 
 def begin(
@@ -141,6 +149,43 @@ def test_the_first_answer_comes_before_the_first_lesson(cluster: KafkaCluster, t
     stream = send(cluster, "chance", x, np.random.default_rng(4).integers(0, 3, 1500))
     result = learnt(cluster, stream, tmp_path / "chance", records=1500, replay=512)
     assert abs(result["metrics"]["final"]["whole_accuracy"] - 1 / 3) < 0.06
+
+
+def test_what_the_model_was_trained_on_is_not_forgotten(cluster: KafkaCluster, tmp_path: Path) -> None:
+    """Though only one class comes for a long time; and none of it counts as a record of the stream."""
+    from partitioner.anatomy.models import load_model
+
+    x, y = samples(1500, 16)
+    learnt(cluster, send(cluster, "all", x, y), tmp_path / "all", records=1500)
+    model = {"file": str(tmp_path / "all" / "model.keras")}
+    known = announced("all", 1500)
+    more_x, more_y = samples(3000, 17)
+    only = send(cluster, "only", more_x[more_y == 0], more_y[more_y == 0])
+    n = int((more_y == 0).sum())
+    right = {}
+    for name, replay in {"reminded": True, "not": False}.items():
+        given: dict[str, Any] = {"records": n, "past": known, "replay_trained_on": replay, "buffer": 300}
+        result = learnt(cluster, only, tmp_path / name, model, **given)
+        assert (result["records"], result["labelled"]) == (n, n)
+        assert result["remembered"].get("kept", 0) == told(tmp_path / name)[-1]["remembered"] == (300 if replay else 0)
+        answers = load_model({"file": "model.keras"}, tmp_path / name).predict_on_batch(x)[-1]
+        right[name] = (np.asarray(answers).argmax(axis=-1) == y).mean()
+    assert right["reminded"] > 0.9
+    assert right["not"] < 0.6
+
+
+def test_what_the_model_was_trained_on_is_asked_for_once(cluster: KafkaCluster, tmp_path: Path) -> None:
+    """The checkpoint has the buffer: a job that goes on asks for nothing, or old samples would crowd out newer ones."""
+    x, y = samples(400, 18)
+    send(cluster, "once", x, np.where(np.arange(400) < 100, -1, y))
+    stream = send(cluster, "later", x, y)
+    first = learnt(cluster, stream, tmp_path / "job", records=200, past=announced("once", 500))
+    assert first["remembered"] == {"records": 500, "gone": 100, "read": 400, "bad": 0, "reason": None, "kept": 300}
+    second = learnt(cluster, stream, tmp_path / "job", records=400, past=announced("once", 50))
+    assert (second["records"], second["remembered"]) == (400, first["remembered"])
+    lost = learnt(cluster, stream, tmp_path / "other", records=200, past=announced("nowhere", 50))
+    assert lost["records"] >= 200, "never a failure"
+    assert (lost["remembered"]["gone"], lost["remembered"]["kept"]) == (50, 0)
 
 
 def test_records_without_a_label_are_answered_and_not_learnt_from(cluster: KafkaCluster, tmp_path: Path) -> None:
