@@ -16,6 +16,9 @@ from river.drift import ADWIN
 KEPT = 5000
 """Errors that a checkpoint holds: ADWIN's window is made anew of them."""
 
+LATE = 64
+"""Errors that tell how bad it is by now: ADWIN sees a rise long before it can say how far it goes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -49,3 +52,9 @@ class Drift:
                 if since > before:
                     found = Change(float(before), since, width)
         return found
+
+    @property
+    def late(self) -> float:
+        """The share of errors among the last `LATE` records."""
+        late = list(self.errors)[-LATE:]
+        return sum(late) / len(late) if late else 0.0

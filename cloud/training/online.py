@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from cloud.training import checkpoint
 from cloud.training.contest import Contest
-from cloud.training.drift import Change, Drift
+from cloud.training.drift import LATE, Change, Drift
 from cloud.training.held import CERTIFY, JUDGE, TRAIN, Certifying, Rule
 from cloud.training.job import MODEL, check_data
 from cloud.training.learner import Learner, losses
@@ -121,6 +121,9 @@ class Standing:
     drifts: list[dict[str, Any]] = field(default_factory=list)
     """The last ones."""
     drifted: int = 0
+    doubted: int | None = None
+    """After a drift, for a while: what came before this record may have to be dropped."""
+    doubted_at: int = 0
     best: float = 0.0
     """The highest accuracy of late since the last drift."""
     judged: int = 0
@@ -260,6 +263,7 @@ class Online:
             change = self.drift.take((~right[known, -1]).astype(int).tolist())
             if change is not None:
                 self._drifted(change)
+            self._doubt()
 
     def _judge(self, x: Array, y: Labels, born: Labels, right: Any, these: Any) -> None:
         if not these.any():
@@ -285,15 +289,26 @@ class Online:
         if self.settings.on_drift in ("both", "rate"):
             self.learner.since = 0
         if self.settings.on_drift in ("both", "recent"):
-            before = standing.labelled - change.width
+            standing.doubted, standing.doubted_at = standing.labelled - change.width, standing.labelled
+        self._tell(drift=told)
+        self.prequential.forget()
+        standing.best, self._best = 0.0, []
+
+    def _doubt(self) -> None:
+        """Drop what was kept from before a drift, if it turns out to be a bad one."""
+        standing, before = self.standing, self.standing.doubted
+        if before is None:
+            return
+        if self.drift.late > self.settings.drop_above:
             self.buffer.forget(before)
             self.certifying.forget(before)
             kept = self._judged_born >= before
             self._judged_x, self._judged_y = self._judged_x[kept], self._judged_y[kept]
             self._judged_born = self._judged_born[kept]
-        self._tell(drift=told)
-        self.prequential.forget()
-        standing.best, self._best = 0.0, []
+            self._tell(dropped=before)
+            standing.doubted = None
+        elif standing.labelled >= standing.doubted_at + 2 * LATE:
+            standing.doubted = None
 
     def _look(self) -> None:
         """What is to be told, kept or proposed by now."""

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
-from cloud.database import writing
+from cloud.database import reading, writing
+from cloud.routes.online import go_on
 from cloud.settings import CloudSettings
-from cloud.tables import jobs, partitions
+from cloud.tables import jobs, online_jobs, partitions
 from sluice.client import Client
 from sluice.commands.online import online
 from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
@@ -90,6 +91,29 @@ def test_a_candidate_becomes_a_version_and_a_bundle(
         daily_command(cloud, monkeypatch, online, "start", stream, "--model", "digits", "--records", "9", "--json")
     )
     assert told["result"]["records"] == 999
+
+
+def test_a_job_may_be_reminded_of_what_its_model_was_trained_on(cloud: Running, unique: str) -> None:
+    """Of a candidate's model: of what the model was trained on that its job began from."""
+    client, first, live = cloud.client, data_stream(cloud, f"first-{unique}"), data_stream(cloud, f"live-{unique}", 2)
+
+    def past(job: dict[str, Any]) -> Any:
+        client.wait_for_online(job["id"])
+        return json.loads(go_on(cloud.service, job["id"]))["past"]
+
+    client.add_model("digits", "good")
+    assert past(client.learn_on(live, model="digits", cut=False)) is None, "never trained, as far as is known"
+    training = client.wait_for_training(client.train("digits", first)["id"])["id"]
+    job = client.learn_on(live, training=training, buffer=70, seed=5)
+    found = past(job)
+    assert (found["stream"]["slices"], found["most"], found["seed"]) == ([f"{first}:0:0:3"], 70, 5)
+    with reading(cloud.service.engine) as connection:
+        known = select(online_jobs.c.trained_on).where(online_jobs.c.id == job["id"])
+        assert connection.execute(known).scalar_one() == found["stream"]["slices"]
+    (candidate,) = settled(client, job["id"])["candidates"]
+    assert past(client.learn_on(live, training=candidate["training"]))["stream"] == found["stream"]
+    assert past(client.learn_on(live, model="digits", version=candidate["version"]))["stream"] == found["stream"]
+    assert past(client.learn_on(live, training=training, replay_trained_on=False)) is None
 
 
 def test_a_partition_that_the_service_took_with_it_is_begun_anew(cloud: Running, unique: str) -> None:

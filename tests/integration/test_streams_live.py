@@ -255,6 +255,31 @@ def test_retention_that_was_faster_is_counted(
     fed.close()
 
 
+def test_what_a_model_was_trained_on_comes_first_as_far_as_retention_left_it(
+    cluster: KafkaCluster, kafka: Kafka, stream: Announcement, feeding: Any
+) -> None:
+    """The topic is the live one, too: each record is either of the past or live."""
+    topic = stream.stream_id
+    past = stream.model_copy(update={"slices": [f"{topic}:0:10:200", f"{topic}:1:0:300"], "count": 500})
+    wished = wish(cluster, stream, timeout_s=3) | {"past": {"stream": past.model_dump(), "most": 2000}}
+    (result,) = kafka.admin().delete_records([TopicPartition(topic, 0, 60)]).values()
+    result.result()
+    ends = {(topic, 0): 210, (topic, 1): 250, (topic, 2): 100}
+    _, fed = feeding(wished)
+    fed.begin(ends, 400)
+    handed = np.concatenate([batch.x[:, 0] for batch in fed.past()]).astype(int) // 2
+    assert sorted(handed) == sorted([*range(180, 630, 3), *range(1, 751, 3)])
+    assert fed.found == {"records": 450, "gone": 50, "read": 400, "bad": 0, "reason": None}
+    live = np.concatenate([batch.x[:, 0] for batch in fed]).astype(int) // 2
+    assert len(live) == N - 560 and fed.lost == 0 and not set(live) & set(handed)
+    fed.close()
+    _, sampled = feeding(wished)
+    sampled.begin(ends, 90)
+    few = np.concatenate([batch.x[:, 0] for batch in sampled.past()]).astype(int) // 2
+    assert len(few) == len(set(few)) == 90 and set(few) < set(handed)
+    sampled.close()
+
+
 def test_kafka_that_is_away_for_a_while_is_waited_for(unique: str, feeding: Any) -> None:
     """Nor is a stream over because nothing comes from a Kafka that is not there."""
     with Kafka() as own:

@@ -132,6 +132,8 @@ def test_labels_that_turn_are_told_and_learnt_anew(cluster: KafkaCluster, tmp_pa
     assert all(2000 < drift["at"] < 2600 and drift["since"] > drift["before"] for drift in drifts)
     assert (result["records"], result["labelled"], result["unlabelled"]) == (4000, 4000, 0)
     assert set(result["metrics"]) == {"early", "final"}
+    (dropped, *_) = [entry for entry in told(folder) if "dropped" in entry]
+    assert 1900 < dropped["dropped"] < dropped["labelled"] < 2400, "what was before is wrong now"
     assert result["metrics"]["final"]["accuracy"] > 0.9, "it recovers"
     before = [entry for entry in told(folder) if 1500 <= entry["labelled"] <= 2000]
     assert before and before[-1]["metrics"]["final"]["accuracy"] > 0.9
@@ -141,6 +143,17 @@ def test_labels_that_turn_are_told_and_learnt_anew(cluster: KafkaCluster, tmp_pa
     model = {"file": str(tmp_path / "first" / "model.keras")}
     frozen = learnt(cluster, rest, tmp_path / "frozen", model, records=2000, learning_rate=1e-12)
     assert frozen["metrics"]["final"]["whole_accuracy"] < 0.1
+
+
+def test_somebody_new_is_no_reason_to_forget(cluster: KafkaCluster, tmp_path: Path) -> None:
+    """The error rises, which is told; what was kept is still right, and is dropped only by who wants that."""
+    x, y = samples(4000, 19)
+    noise = np.random.default_rng(20).normal(size=x.shape) * (np.arange(4000) >= 2000)[:, None] * 2.5
+    stream = send(cluster, "newcomer", (x + noise).astype(np.float32), y)
+    for name, bound in {"kept": 0.5, "dropped": 0.0}.items():
+        result = learnt(cluster, stream, tmp_path / name, records=4000, drop_above=bound)
+        assert result["drifts"] >= 1
+        assert any("dropped" in entry for entry in told(tmp_path / name)) == (name == "dropped")
 
 
 def test_the_first_answer_comes_before_the_first_lesson(cluster: KafkaCluster, tmp_path: Path) -> None:
@@ -160,8 +173,9 @@ def test_what_the_model_was_trained_on_is_not_forgotten(cluster: KafkaCluster, t
     model = {"file": str(tmp_path / "all" / "model.keras")}
     known = announced("all", 1500)
     more_x, more_y = samples(3000, 17)
-    only = send(cluster, "only", more_x[more_y == 0], more_y[more_y == 0])
     n = int((more_y == 0).sum())
+    wide = more_x[more_y == 0] + np.random.default_rng(21).normal(size=(n, 4)).astype(np.float32) * 2
+    only = send(cluster, "only", wide, more_y[more_y == 0])
     right = {}
     for name, replay in {"reminded": True, "not": False}.items():
         given: dict[str, Any] = {"records": n, "past": known, "replay_trained_on": replay, "buffer": 300}
@@ -170,8 +184,7 @@ def test_what_the_model_was_trained_on_is_not_forgotten(cluster: KafkaCluster, t
         assert result["remembered"].get("kept", 0) == told(tmp_path / name)[-1]["remembered"] == (300 if replay else 0)
         answers = load_model({"file": "model.keras"}, tmp_path / name).predict_on_batch(x)[-1]
         right[name] = (np.asarray(answers).argmax(axis=-1) == y).mean()
-    assert right["reminded"] > 0.9
-    assert right["not"] < 0.6
+    assert right["reminded"] > right["not"] + 0.2
 
 
 def test_what_the_model_was_trained_on_is_asked_for_once(cluster: KafkaCluster, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_a_rise_of_the_error_is_a_drift_and_a_fall_is_none() -> None:
     change = drift.take(errors(0.6, 500, 2))
     assert change is not None and change.since > change.before + 0.05
     assert change.width <= 700, "what was before the change is left out"
+    assert drift.late > 0.4, "how bad it is by now"
     assert len(drift.errors) <= 700
 
 
