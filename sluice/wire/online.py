@@ -67,8 +67,8 @@ class OnlineSettings(Settings):
     dropped, in the buffer and of what judges and certifies, if the drift is as bad as `drop_above` says; both, or
     neither."""
     drop_above: float = Field(default=0.5, ge=0, lt=1)
-    """Share of the last 64 labelled records that has to be wrong, at a drift or up to 128 records later, before what was
-    kept is dropped: who is wrong more often than right knows what is true no more; else the old still holds."""
+    """Share of the last 64 labelled records that has to be wrong, at a drift or up to 128 records later, before what
+    was kept is dropped: who is wrong more often than right knows what is true no more; else the old still holds."""
     held_back: float = Field(default=0.2, ge=0, le=0.9)
     """Share of the stream, in blocks of offsets, that is never trained on: half of it judges, half certifies."""
     block: int = Field(default=32, ge=1, le=100_000)
