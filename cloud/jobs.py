@@ -253,8 +253,9 @@ class Runner:
             report = self._run(task, self._check_limits)
         finally:
             del self._tasks[job_id]
-            shutil.rmtree(folder, ignore_errors=True)
             self._check_slot.release()
+            with contextlib.suppress(RecursionError):
+                shutil.rmtree(folder, ignore_errors=True)
         if report.state == "cancelled":
             raise TemporaryError("the service is stopping")
         if report.state == "failed":
@@ -332,7 +333,7 @@ class Runner:
         try:
             program = self._programs[task.kind]
             return run_job(program, folder, self._data, limits, task.cancelled, on_event, task.wish, on_look)
-        except OSError as error:
+        except (OSError, RecursionError) as error:
             return Report("failed", f"the job could not run: {error}")
 
     def _finish(self, task: Task, report: Report) -> None:
@@ -352,7 +353,10 @@ class Runner:
             ended_at=now_us(),
         )
         log.info("job ended", extra={"job": task.job_id, "state": report.state, "reason": report.reason})
-        _clear(folder, (JOB, EVENTS, LOG))
+        try:
+            _clear(folder, (JOB, EVENTS, LOG))
+        except (OSError, RecursionError) as error:  # it shut a folder, or made one without end: others have their turn
+            log.warning("what the job left stays where it is: %s", error, extra={"job": task.job_id})
 
     def _set(self, job_id: str, write: Callable[[Connection], None] | None = None, **values: Any) -> None:
         """Update a job's row, and write what else belongs to it; waits for a database that is away."""

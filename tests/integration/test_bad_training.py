@@ -1,16 +1,13 @@
 """Bad input to trainings, through the service as a process and real Kafka: a clear end of the job, and harm to no one.
 
-Beside each training that goes wrong another one runs at the same time, which has to end well.
+Beside each training that goes wrong another one runs at the same time, which has to end well. What a model's own source
+may do is in `test_bad_sources`, Kafka that goes in `test_training_away`.
 """
 
 import io
 import json
 import re
-import secrets
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import fastavro
@@ -18,117 +15,13 @@ import numpy as np
 import pytest
 from confluent_kafka import TopicPartition
 
-from sluice.client import Client
-from sluice.dev.processes import Process, Processes
-from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter
-from sluice.streams.send import send_stream
-from sluice.wire.errors import PermanentError
-from sluice.wire.names import CONTROL, DEAD_LETTER
+from sluice.dev.processes import Processes
+from sluice.doors.kafka import KafkaWriter
+from sluice.wire.names import CONTROL
 from tests.brokers.kafka import Kafka
+from tests.integration.training_plane import AT_ONCE, SOURCE, Plane, held, in_two
 
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(600)]
-
-WAIT_S = 120.0
-SOURCE = "x = keras.Input((4,))\nmodel = keras.Model(x, layers.Dense(3, name='only')(x))\n"
-IN_TRAINING = "import os, sys, time\nif 'cloud.training.job' in sys.modules:\n    {}\n"
-"""Before a model's source: what it does when it is trained, and not when it is checked."""
-HELD = """
-import os, sys, time
-if "cloud.training.job" in sys.modules:
-    from sluice.streams.fed import Fed
-    whole = Fed.__iter__
-    def held(self):
-        for number, batch in enumerate(whole(self)):
-            yield batch
-            while number == 0 and not os.path.exists("go"):
-                time.sleep(0.05)
-    Fed.__iter__ = held
-"""
-"""Before a model's source: the training waits, with the first batch of its stream read, for a file in its folder."""
-
-
-class Plane:
-    """A running control plane, service and results writer, and an admin's client of it."""
-
-    def __init__(self, processes: Processes, folder: Path, kafka: Kafka, **settings: str) -> None:
-        self.folder = folder
-        self.kafka = KafkaCluster(bootstrap=kafka.bootstrap)
-        environment = {"CLOUD_DATA": str(folder / "data"), "CLOUD_PORT": "0", "CLOUD_KAFKA__BOOTSTRAP": kafka.bootstrap}
-        environment |= {"CLOUD_JOBS_AT_ONCE": "4", "CLOUD_JOB_THREADS": "1"} | settings
-        self.service: Process = processes.start("cloud", ["cloud"], environment)
-        processes.start("results-writer", ["results-writer"], environment).wait_ready(WAIT_S)
-        self.url = f"http://127.0.0.1:{self.service.wait_ready(WAIT_S)['port']}"
-        token = next(line for line in self.service.log.read_text().splitlines() if "Admin token" in line).split()[-1]
-        self.client = Client(self.url, token)
-        self.client.add_model("good", SOURCE)
-        random = np.random.default_rng(0)
-        x, y = random.normal(size=(300, 4)).astype(np.float32), random.integers(0, 3, 300)
-        good = f"good-{secrets.token_hex(4)}"
-        send_stream(self.kafka, good, x, y, stream_id=good)
-        self.good = self.known(good)
-
-    def known(self, stream_id: str) -> str:
-        """The stream, when the service knows of it."""
-        self.client.stream(stream_id, wait_s=WAIT_S)
-        return stream_id
-
-    def announce(
-        self, topic: str, records: int, format: str, config: dict[str, Any], slices: list[str] | None = None
-    ) -> str:
-        said: dict[str, Any] = {
-            "stream_id": topic,
-            "deployment": None,
-            "slices": slices or [f"{topic}:0:0:{records}"],
-            "format": format,
-        }
-        said |= {"config": config, "validation_rate": 0.2, "count": records}
-        KafkaWriter("test", self.kafka).write_all(CONTROL, [(topic, json.dumps(said).encode())], 30)
-        return self.known(topic)
-
-    def ends(self, *started: dict[str, Any]) -> list[dict[str, Any]]:
-        """The trainings when they have ended, with another one beside them that ended well."""
-        beside = self.client.train("good", self.good, epochs=2)
-        *ended, well = [self.end_of(one["id"]) for one in (*started, beside)]
-        assert well["state"] == "done", well["reason"]
-        assert self.service.running and self.client.models(), "the service is the same process as before"
-        return ended
-
-    def end_of(self, training: str, timeout_s: float = 240.0) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
-        while (found := self.client.training(training))["state"] in ("queued", "running"):
-            assert time.monotonic() < deadline, found
-            time.sleep(0.1)
-        return found
-
-    def until(self, training: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            found = self.client.training(training)
-            assert found["state"] in ("queued", "running") and time.monotonic() < deadline, found
-            if wanted(found):
-                return
-            time.sleep(0.05)
-
-    def refused(self, what: Callable[[], object]) -> str:
-        with pytest.raises(PermanentError) as caught:
-            what()
-        return str(caught.value)
-
-    def letters(self, origin: str, value: bytes, count: int = 1) -> list[tuple[str, int, str, bytes]]:
-        """(room, offset, reason, value) of the dead letters of a topic with that value, when there are so many."""
-        reader = KafkaReader("letters", self.kafka, f"letters-{secrets.token_hex(4)}")
-        reader.assign_all(DEAD_LETTER)
-        found: list[tuple[str, int, str, bytes]] = []
-        deadline = time.monotonic() + 30
-        try:
-            while len(found) < count and time.monotonic() < deadline:
-                for record in reader.read(500, 0.2):
-                    said = {name: value.decode() for name, value in record.headers if isinstance(value, bytes)}
-                    if said["origin"] == origin and record.value == value:
-                        found.append((said["room"], int(said["offset"]), said["reason"], record.value))
-        finally:
-            reader.close()
-        return sorted(found)
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +32,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 @pytest.fixture(scope="module")
 def plane(kafka: Kafka, processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    limits = {"CLOUD_JOB_MEMORY_MB": "1500", "CLOUD_JOB_TIME_S": "120", "CLOUD_CHECK_TIME_S": "40"}
-    plane = Plane(processes, tmp_path_factory.mktemp("plane"), kafka, **limits)
+    plane = Plane(processes, tmp_path_factory.mktemp("plane"), kafka)
     yield plane
     plane.client.close()
 
@@ -193,31 +85,35 @@ BAD: dict[str, tuple[Any, tuple[bytes | None, bytes], str]] = {
     "no JSON": (("json", {"shape": [4]}, json_row), (None, b'{"x": [0.1, 0.2'), "is no JSON"),
     "JSON without values": (("json", {"shape": [4]}, json_row), (None, b'{"z": 1, "y": 0}'), "has nothing at 'x'"),
 }
-AT = (30, 31, 77)
+AT = (30, 31, 77, 90, 119)
 """Offsets of the bad records in a stream of 120."""
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_records_that_cannot_be_read(plane: Plane, kafka: Kafka, unique: str, what: str) -> None:
-    """Without a bound the first one fails the training and is named; within one all are left out and kept."""
-    (format, config, good), bad, reason = BAD[what]
+@pytest.mark.parametrize("format", sorted({format for (format, _, _), _, _ in BAD.values()}))
+def test_records_that_cannot_be_read(plane: Plane, kafka: Kafka, unique: str, format: str) -> None:
+    """Of all kinds, in one stream. Without a bound the first one fails the training and is named; within one all are
+    left out, and each is kept with its own reason."""
+    kinds = [kind for kind in BAD.values() if kind[0][0] == format]
+    _, config, good = kinds[0][0]
+    bad = {offset: kinds[i % len(kinds)][1:] for i, offset in enumerate(AT)}
     kafka.create_topic(unique)
-    pairs = [bad if i in AT else good(i % 3) for i in range(120)]
     writer = KafkaWriter("test", plane.kafka)
-    for key, value in pairs:
+    for offset in range(120):
+        key, value = bad[offset][0] if offset in bad else good(offset % 3)
         writer.write(unique, value, key=key, partition=0)
     assert writer.flush(30) == 0
     stream = plane.announce(unique, 120, format, config)
-    strict, enough = [plane.client.train("good", stream, epochs=2, bad_most=most) for most in (0, 3)]
+    strict, enough = [plane.client.train("good", stream, epochs=2, bad_most=most) for most in (0, len(AT))]
     failed, done = plane.end_of(strict["id"]), plane.end_of(enough["id"])
     assert (failed["state"], done["state"]) == ("failed", "done"), done["reason"]
     first = f"record {unique}:0:{AT[0]} "
-    assert failed["reason"].startswith(first) and re.search(reason, failed["reason"])
+    assert failed["reason"].startswith(first) and re.search(bad[AT[0]][1], failed["reason"])
     result = done["result"]
-    assert (result["records"], result["bad"]) == (117, 3) and result["first_bad"].startswith(first)
-    letters = plane.letters(unique, bad[1], 3)
-    assert [offset for _, offset, _, _ in letters] == [*AT]
-    assert all(room == "streams" and re.search(reason, why) for room, _, why, _ in letters)
+    assert (result["records"], result["bad"]) == (120 - len(AT), len(AT)) and result["first_bad"].startswith(first)
+    letters = plane.letters(unique, len(AT))
+    assert [(offset, value) for _, offset, _, value in letters] == [(at, pair[1]) for at, (pair, _) in bad.items()]
+    for room, offset, why, _ in letters:
+        assert room == "streams" and re.search(bad[offset][1], why), why
 
 
 def test_one_bad_record_more_than_was_allowed(plane: Plane, kafka: Kafka, unique: str) -> None:
@@ -232,7 +128,7 @@ def test_one_bad_record_more_than_was_allowed(plane: Plane, kafka: Kafka, unique
     (ended,) = plane.ends(plane.client.train("good", stream, epochs=2, bad_most=2))
     first = f"record {unique}:0:30 has a value that is not a finite float32"
     assert ended["reason"] == f"3 records are bad, 2 would be left out; the first: {first}"
-    assert [offset for i in (30, 31) for _, offset, _, _ in plane.letters(unique, bad[i])] == [30, 31]
+    assert [(offset, value) for _, offset, _, value in plane.letters(unique, 2)] == [(i, bad[i]) for i in (30, 31)]
 
 
 def test_announcements_that_cannot_be_read_by(plane: Plane, kafka: Kafka, unique: str) -> None:
@@ -270,29 +166,8 @@ def test_counts_that_are_not_true(plane: Plane, kafka: Kafka, unique: str) -> No
     said = {"stream_id": unique, "slices": slices, "format": "raw", "config": {"shape": [4]}, "validation_rate": 0.2}
     message = json.dumps(said | {"count": 10**15}).encode()
     writer.write_all(CONTROL, [(unique, message)], 30)
-    (why,) = [why for room, _, why, value in plane.letters(CONTROL, message) if room == "results-writer"]
+    (why,) = [why for room, _, why, _ in plane.letters(CONTROL, value=message) if room == "results-writer"]
     assert "1000000000000000 records in slices of 20" in why
-
-
-def in_two(plane: Plane, kafka: Kafka, topic: str, rows: int) -> str:
-    """A stream of two slices, in a topic partition each; one is more than what is under way to a job at a time."""
-    kafka.create_topic(topic, partitions=2)
-    random = np.random.default_rng(1)
-    writer = KafkaWriter("test", plane.kafka)
-    for partition in (0, 1):
-        for row in random.normal(size=(rows, 4)).astype(np.float32):
-            writer.write(topic, row.tobytes(), key=str(int(row[0] > 0)), partition=partition)
-    assert writer.flush(60) == 0
-    slices = [f"{topic}:{partition}:0:{rows}" for partition in (0, 1)]
-    return plane.announce(topic, 2 * rows, "raw", {"shape": [4]}, slices)
-
-
-def held(plane: Plane, stream: str) -> tuple[str, Path]:
-    """A training that has the first batch of its stream and waits; the file that lets it go on."""
-    plane.client.add_model("held", HELD + SOURCE)
-    training = plane.client.train("held", stream, epochs=2, seed=7)["id"]
-    plane.until(training, lambda found: (found["progress"] or {}).get("done", 0) > 0)
-    return training, plane.folder / "data" / "jobs" / training / "go"
 
 
 def test_what_is_left_of_a_stream_and_a_slice_that_expires_meanwhile(plane: Plane, kafka: Kafka, unique: str) -> None:
@@ -349,101 +224,10 @@ def test_a_topic_that_goes_before_its_training_begins(plane: Plane, kafka: Kafka
 
 def in_line(plane: Plane) -> list[str]:
     """Trainings that take all places there are, until they are cancelled."""
-    plane.client.add_model("waits", IN_TRAINING.format("time.sleep(600)") + SOURCE)
-    found = [plane.client.train("waits", plane.good)["id"] for _ in range(4)]
+    plane.client.add_model(
+        "waits", "import sys, time\nif 'cloud.training.job' in sys.modules:\n    time.sleep(600)\n" + SOURCE
+    )
+    found = [plane.client.train("waits", plane.good)["id"] for _ in range(AT_ONCE)]
     for one in found:
         plane.until(one, lambda job: job["state"] == "running")
     return found
-
-
-SOURCES = {
-    "ends": ("sys.exit('I will not')", "line 3: SystemExit: I will not"),
-    "ends at once": ("os._exit(3)", "the job ended by exit code 3"),
-    "ends as if all were well": ("os._exit(0)", "the job ended by exit code 0"),
-    "ends by a signal": ("os.kill(os.getpid(), 11)", "the job ended by signal SIGSEGV"),
-    "ends by a signal without a name": ("os.kill(os.getpid(), 40)", "the job ended by signal 40"),
-    "fails": ("raise ValueError('no such thing')", "line 3: ValueError: no such thing"),
-    "eats memory": ("held = [b'1' * 50_000_000 for _ in range(100)]; time.sleep(600)", "its limit is 1500 MB"),
-    "never returns": ("time.sleep(600)", "the job took longer than 120 s and was ended"),
-}
-
-
-def test_source_that_does_harm_when_it_is_trained(plane: Plane) -> None:
-    """And not when it was checked."""
-    started = []
-    for what, (source, _) in SOURCES.items():
-        plane.client.add_model(name := what.replace(" ", "-"), IN_TRAINING.format(source) + SOURCE)
-        started.append(plane.client.train(name, plane.good))
-    for ended, (what, (_, reason)) in zip(plane.ends(*started), SOURCES.items(), strict=True):
-        assert ended["state"] == "failed" and reason in ended["reason"], (what, ended["reason"])
-
-
-def test_source_that_is_refused_when_it_is_handed_in(plane: Plane) -> None:
-    """Within the time of a check, with the real error, while a training goes on beside it."""
-    beside = plane.client.train("good", plane.good, epochs=2)["id"]
-    for source, reason in [
-        ("model = keras.Model(", "line 1: '(' was never closed"),
-        ("x = 1\nimport kears", "line 2: ModuleNotFoundError: No module named 'kears'"),
-        ("import sys\nsys.exit(1)", "line 2: SystemExit: 1"),
-        ("import os\nos._exit(1)", "the job ended by exit code 1"),
-        ("x = [b'1' * 50_000_000 for _ in range(100)]\nimport time\ntime.sleep(60)", "its limit is 1500 MB"),
-        ("x = keras.Input((4,))", "leaves no variable `model`"),
-        ("while True: pass", "the job took longer than 40 s and was ended"),
-    ]:
-        assert reason in plane.refused(partial(plane.client.add_model, "bad", source))
-    assert plane.end_of(beside)["state"] == "done"
-    assert "bad" not in {model["name"] for model in plane.client.models()}
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[tuple[Plane, Kafka]]:
-    """A control plane with a Kafka of its own."""
-    with Kafka() as kafka, Processes(tmp_path / "logs") as processes:
-        plane = Plane(processes, tmp_path, kafka, CLOUD_STREAM_AWAY_S="10")
-        yield plane, kafka
-        plane.client.close()
-
-
-def test_kafka_goes_while_a_training_reads(own: tuple[Plane, Kafka], unique: str) -> None:
-    """It restarts: the training ends as one that saw nothing of it. It is away for longer than reading waits: the
-    training is tried again. It stays away: the training has failed, and says why."""
-    plane, kafka = own
-    stream = in_two(plane, kafka, unique, 40_000)
-    calm = plane.end_of(plane.client.train("good", stream, epochs=2, seed=7)["id"])
-    assert calm["state"] == "done"
-
-    def as_calm(training: str, go: Path) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while (found := plane.client.training(training))["state"] in ("queued", "running"):
-            assert time.monotonic() < deadline, found
-            go.touch()  # again, where it was tried again
-            time.sleep(0.2)
-        assert found["state"] == "done", found["reason"]
-        assert found["metrics"] == calm["metrics"]
-        assert found["result"]["records"] == 80_000 and found["result"]["confusion"] == calm["result"]["confusion"]
-
-    training, go = held(plane, stream)
-    kafka.kill()
-    go.touch()
-    plane.until(training, lambda found: found["progress"]["done"] > 1000)
-    kafka.start()
-    as_calm(training, go)
-    assert plane.ends() == []
-
-    training, go = held(plane, stream)
-    kafka.kill()
-    go.touch()
-    deadline = time.monotonic() + WAIT_S
-    tried_again = re.compile(rf"goes on after slice {unique}:\d:0:40000: Kafka gave nothing for 10 s")
-    while not tried_again.search(plane.service.log.read_text()):
-        assert time.monotonic() < deadline, plane.service.tail()
-        time.sleep(0.1)
-    kafka.start()
-    as_calm(training, go)
-
-    training, go = held(plane, stream)
-    kafka.kill()
-    go.touch()
-    ended = plane.end_of(training)
-    assert ended["state"] == "failed" and "Kafka" in ended["reason"], ended["reason"]
-    assert plane.service.running

@@ -28,6 +28,7 @@ from tests.brokers.kafka import Kafka
 pytestmark = [pytest.mark.brokers, pytest.mark.tensorflow, pytest.mark.timeout(900)]
 
 WAIT_S = 240.0
+KILLS = 3
 SLOW = """
 x = keras.Input((4,))
 a = layers.Dense(16, activation="relu")(x)
@@ -35,6 +36,8 @@ b = layers.Dense(3000, activation="relu")(layers.Dense(3000, activation="relu")(
 model = keras.Model(x, [layers.Dense(3, name="early")(a), layers.Dense(3, name="final")(b)])
 """
 """Some thousand records a second: there is time to be killed."""
+BURST = 500
+"""Records that are sent at once to a live group."""
 GROUPS = """
 x = keras.Input((20,))
 a = layers.Dense(32, activation="relu")(x)
@@ -109,12 +112,15 @@ def gets_on(plane: Plane, evaluation_id: str, before: int) -> None:
     until(lambda: plane.counted(evaluation_id) > before or plane.client.evaluation(evaluation_id)["result"])
 
 
-def killed_again_and_again(plane: Plane, evaluation_id: str, whole: int, kills: int = 5) -> int:
-    """Kill job and service in turn, at random moments in which they get on; returns how many kills it was."""
+def killed_again_and_again(
+    plane: Plane, evaluation_id: str, whole: int, killed: Callable[[int], None] = lambda _: None
+) -> int:
+    """Kill job and service in turn, at random moments in which they get on; returns how many kills it was, and tells
+    `killed` after each."""
     dice, done, before = random.Random(evaluation_id), 0, 0
-    while done < kills:
+    while done < KILLS:
         gets_on(plane, evaluation_id, before)
-        time.sleep(dice.uniform(0, 1.2))  # the moment is the point
+        time.sleep(dice.uniform(0, 0.6))  # the moment is the point
         until(lambda: plane.job() or plane.client.evaluation(evaluation_id)["result"])  # it may be beginning again
         job = plane.job()
         if job is None:
@@ -124,6 +130,7 @@ def killed_again_and_again(plane: Plane, evaluation_id: str, whole: int, kills: 
         else:
             job.kill()
         done += 1
+        killed(done)
         before = plane.counted(evaluation_id)
         if before >= whole:
             break
@@ -152,7 +159,7 @@ def is_exact(result: dict[str, Any], y: Any) -> None:
 def test_a_stream_is_counted_once_however_often_job_and_service_are_killed(
     plane: Plane, cluster: KafkaCluster, unique: str
 ) -> None:
-    x, y = with_labels(60_000)
+    x, y = with_labels(30_000)
     send_stream(cluster, unique, x, y, stream_id=unique, format="raw", partitions=3)
     plane.client.stream(unique, wait_s=60)
     plane.client.add_model("slow", SLOW)
@@ -160,7 +167,7 @@ def test_a_stream_is_counted_once_however_often_job_and_service_are_killed(
     kills = killed_again_and_again(plane, started, len(y))
     done = plane.client.wait_for_evaluation(started)
     is_exact(done["result"], y)
-    assert kills >= 3, "or there was nothing to see"
+    assert kills == KILLS, "or there was nothing to see"
     records = [one["records"] for one in done["metrics"]]
     assert records == sorted(records) and records[-1] == len(y)
 
@@ -168,17 +175,23 @@ def test_a_stream_is_counted_once_however_often_job_and_service_are_killed(
 def test_a_live_group_is_counted_once_however_often_job_and_service_are_killed(
     plane: Plane, cluster: KafkaCluster, unique: str
 ) -> None:
-    """While records go on coming; the group's offsets follow, so that its lag is nought in the end."""
-    x, y = with_labels(20_000)
+    """While records go on coming, some for each kill; the group's offsets follow: its lag is nought in the end."""
+    x, y = with_labels(12_000)
     send_stream(cluster, unique, x[:100], y[:100], stream_id=unique, format="raw", partitions=3)
     plane.client.stream(unique, wait_s=60)
     plane.client.add_model("slow", SLOW)
     group = f"group-{unique}"
-    started = plane.client.evaluate(unique, model="slow", live={"timeout_s": 20, "group": group})["id"]
+    started = plane.client.evaluate(unique, model="slow", live={"timeout_s": None, "group": group})["id"]
+
+    due = threading.Semaphore(len(y) // (KILLS + 1) // BURST)
 
     def send() -> None:
         writer = KafkaWriter("test", cluster)
         for i in range(100, len(y)):
+            if i % BURST == 0:
+                writer.flush(30)
+                assert due.acquire(timeout=WAIT_S)
+                time.sleep(0.2)
             key = None if y[i] == NONE else str(y[i])
             while True:
                 try:
@@ -186,18 +199,17 @@ def test_a_live_group_is_counted_once_however_often_job_and_service_are_killed(
                     break
                 except TemporaryError:
                     writer.poll(0.1)
-            if i % 500 == 0:
-                writer.flush(30)
-                time.sleep(0.5)
         assert writer.flush(30) == 0
 
     sender = threading.Thread(target=send)
     sender.start()
-    kills = killed_again_and_again(plane, started, len(y))
+    kills = killed_again_and_again(plane, started, len(y), lambda _: due.release(len(y) // (KILLS + 1) // BURST))
     sender.join(WAIT_S)
+    until(lambda: plane.counted(started) >= len(y))
+    plane.client.finish_evaluation(started)
     done = plane.client.wait_for_evaluation(started)
     is_exact(done["result"], y)
-    assert kills >= 3, "or there was nothing to see"
+    assert kills == KILLS, "or there was nothing to see"
     reader = KafkaReader("test", cluster, group)
     places = [(unique, number) for number in range(3)]
     ends = {place: reader.watermarks(place)[1] for place in places}

@@ -1,5 +1,6 @@
 """Jobs: foreign code runs without the service's secrets, within limits, and never longer than the service."""
 
+import contextlib
 import json
 import os
 import re
@@ -374,6 +375,34 @@ def test_a_job_with_bad_output_has_failed(bench: Bench, engine: Engine) -> None:
     assert "no readable model.keras" in row["reason"]
     jobs_of.stop()
     jobs_of.join(WAIT_S)
+
+
+@pytest.mark.parametrize("when", ["at the end", "while it works"])
+def test_a_job_that_makes_a_folder_without_end_takes_no_place_from_others(
+    bench: Bench, engine: Engine, when: str
+) -> None:
+    body = """
+        job = json.loads((folder / "job.json").read_text())
+        if job.get("deep"):
+            for _ in range(1500):
+                os.mkdir("a")
+                os.chdir("a")
+            time.sleep(60 * (job["deep"] == "while it works"))
+        say("done", result={})
+    """
+    jobs_of = runner(bench, engine, body)
+    jobs_of.start({})
+    try:
+        row = ended(engine, begin(jobs_of, {"deep": when}))
+        assert row["state"] == "done" or row["reason"].startswith("the job could not run")
+        with contextlib.suppress(PermanentError):
+            jobs_of.check({"deep": when}, {})
+        assert ended(engine, begin(jobs_of))["state"] == "done"
+        assert jobs_of.check({}, {}) == {}
+        jobs_of.stop()
+        jobs_of.join(WAIT_S)
+    finally:
+        subprocess.run(["rm", "-rf", str(jobs_of.folder)], check=True)
 
 
 def test_metrics_and_progress_stand_in_the_row(bench: Bench, engine: Engine) -> None:
