@@ -8,14 +8,21 @@ Tests that kill a server start one of their own from `tests.brokers`; these here
 import os
 import secrets
 from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.brokers.kafka import Kafka
 from tests.brokers.mosquitto import Mosquitto
 from tests.brokers.postgres import Postgres
 from tests.fetching import Unavailable
 
+TESTS = Path(__file__).parent
+WHOLE = {
+    str(file.relative_to(TESTS.parent)) for file in TESTS.glob("e2e/test_*.py") if "whole: Whole" in file.read_text()
+}
 NOT_RUN = pytest.StashKey[dict[str, int]]()
 
 
@@ -38,6 +45,22 @@ def postgres() -> Iterator[Postgres]:
     """A running PostgreSQL; `postgres.database(unique)` makes a database and returns its URL."""
     with Postgres() as server:
         yield server
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile` a file stays together, and so do all files whose tests share the one running set of rooms:
+    one worker makes it, once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    scheduler = LoadFileScheduling(config, log)
+    scheduler._split_scope = _scope
+    return scheduler
+
+
+def _scope(nodeid: str) -> str:
+    file = nodeid.split("::", 1)[0]
+    return "the whole path" if file in WHOLE else file
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ HARM = {
     "ends as if all were well": ("os._exit(0)", "the job ended by exit code 0"),
     "ends by a signal": ("os.kill(os.getpid(), 11)", "the job ended by signal SIGSEGV"),
     "ends by a signal without a name": ("os.kill(os.getpid(), 40)", "the job ended by signal 40"),
-    "fails": ("raise ValueError('no such thing')", "line 8: ValueError: no such thing"),
+    "fails": ("raise ValueError('no such thing')", "line 9: ValueError: no such thing"),
     "eats memory": ("held = [b'1' * 50_000_000 for _ in range(100)]; time.sleep(600)", "its limit is 1500 MB"),
 }
 """What a source does when it is trained, by the seed of the training; nothing when it is checked."""
