@@ -17,7 +17,7 @@ demo: $(VENV)/demo
 
 test: lint
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/e2e tests/integration --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/e2e tests/integration --numprocesses 3 --dist loadfile
 
 # Kafka away for AWAY_S seconds while devices work
 AWAY_S ?= 600

@@ -47,12 +47,19 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no worker is left with it at the end: files that train."""
+    trains = {item.path for item in items if item.get_closest_marker("tensorflow")}
+    items.sort(key=lambda item: item.path not in trains and _scope(item.nodeid) != "the whole path")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `--dist loadfile` a file stays together, and so do all files whose tests share the one running set of rooms:
     one worker makes it, once."""
     if config.getoption("dist") != "loadfile":
         return None
+    config.option.loadscopereorder = False  # by how many tests a file has
     scheduler = LoadFileScheduling(config, log)
     scheduler._split_scope = _scope
     return scheduler
