@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from cloud.training.parts import Rows
 from sluice.streams.samples import Array, Labels
-from sluice.streams.tensorflow import gatherer, in_batches
+from sluice.streams.tensorflow import bytes_of, gatherer, in_batches
 
 LOOKED_AT = 256
 """Samples in a batch that is only looked at."""
@@ -21,13 +21,14 @@ class Samples:
 
     def __init__(self, x: Array, y: Labels, dtype: str, exits: Sequence[str]) -> None:
         self._values = gatherer(x)
+        self._bytes = bytes_of(x)
         self._labels = tf.constant(y)
         self._dtype = dtype
         self._exits = exits
 
     def looked_at(self, rows: Rows) -> tf.data.Dataset:
         """Batches of (x, y by exit) of these rows, in their order."""
-        batches = in_batches(tf.data.Dataset.from_tensors(rows), LOOKED_AT, self._of)
+        batches = in_batches(tf.data.Dataset.range(1), lambda _: rows, LOOKED_AT, self._of, self._bytes)
         return batches.apply(tf.data.experimental.assert_cardinality(math.ceil(len(rows) / LOOKED_AT)))
 
     def trained_on(
@@ -44,11 +45,6 @@ class Samples:
         `order` says which rows an epoch has, and in what order. `y` (n,): other labels.
         """
 
-        def rows_of(epoch: tf.Tensor) -> tf.Tensor:
-            found = tf.numpy_function(lambda number: order(int(number)), [epoch], tf.int64)
-            return tf.ensure_shape(found, (None,))
-
-        orders = tf.data.Dataset.range(epochs.start, epochs.stop).map(rows_of).prefetch(1)
         labels = self._labels if y is None else tf.constant(y)
         by_row = None if weights is None else tf.constant(weights)
 
@@ -58,7 +54,8 @@ class Samples:
         def weighted(these: tf.Tensor) -> Any:
             return *self._of(these, labels), tf.gather(by_row, these)
 
-        return in_batches(orders, batch, unweighted if weights is None else weighted)
+        numbers = tf.data.Dataset.range(epochs.start, epochs.stop)
+        return in_batches(numbers, order, batch, unweighted if weights is None else weighted, self._bytes)
 
     def _of(self, rows: tf.Tensor, labels: Any = None) -> Any:
         x = tf.cast(self._values(rows), self._dtype)

@@ -22,6 +22,11 @@ from sluice.streams.reader import ALIGNED, MEMORY_BYTES, Batch, load_stream, spl
 from sluice.streams.samples import Array, Labels, StreamConfig
 from sluice.wire.state import Announcement
 
+TOGETHER_BYTES = 2_000_000
+"""So much of samples is brought together at once, at most, or one batch if that is more."""
+ROW_BYTES = 16
+"""A sample's row number and label."""
+
 
 def datasets(
     cluster: KafkaCluster,
@@ -56,35 +61,67 @@ def dataset(
     `rows`: only those samples. The last batch may be smaller. The same seed gives the same order. `x` may not change
     while the dataset is in use.
     """
-    at = tf.range(len(x), dtype=tf.int64) if rows is None else tf.constant(rows, tf.int64)
+    at = np.arange(len(x)) if rows is None else np.asarray(rows, np.int64)
     values, labels = gatherer(x), None if y is None else tf.constant(y)
-    orders = tf.data.Dataset.from_tensors(at)
-    if shuffle_seed is not None:
-        seeds = tf.data.Dataset.random(shuffle_seed, rerandomize_each_iteration=True).take(1)
-        orders = seeds.map(lambda drawn: tf.random.experimental.stateless_shuffle(at, (shuffle_seed, drawn)))
 
     def of(these: tf.Tensor) -> Any:
         return values(these) if y is None else (values(these), tf.gather(labels, these))
 
-    count = math.ceil(int(tf.size(at)) / batch)  # told to Keras, which warns of data that end
-    return in_batches(orders, batch, of).apply(tf.data.experimental.assert_cardinality(count))
+    if shuffle_seed is None:
+        batches = in_batches(tf.data.Dataset.range(1), lambda _: at, batch, of, bytes_of(x))
+    else:
+        drawn = tf.data.Dataset.random(shuffle_seed, rerandomize_each_iteration=True).take(1)
+        batches = in_batches(drawn, lambda one: np.random.default_rng(one).permutation(at), batch, of, bytes_of(x))
+    count = math.ceil(len(at) / batch)  # told to Keras, which warns of data that end
+    return batches.apply(tf.data.experimental.assert_cardinality(count))
 
 
-def in_batches(orders: tf.data.Dataset, batch: int, of: Callable[[tf.Tensor], Any]) -> tf.data.Dataset:
-    """What `of` makes of row numbers (b,), batch by batch; an element of `orders` has all row numbers (n,) of an epoch.
+def in_batches(
+    epochs: tf.data.Dataset,
+    order: Callable[[int], Array],
+    batch: int,
+    of: Callable[[tf.Tensor], Any],
+    sample_bytes: int,
+) -> tf.data.Dataset:
+    """What `of` makes of row numbers (b,), batch by batch; `order` tells the row numbers (n,) of an epoch, and is asked
+    ahead of time with the number that stands for it in `epochs`.
 
-    They are cut in pieces as a whole: one by one they would take longer than the samples themselves. Of what tf.data
+    As many batches as `TOGETHER_BYTES` hold, of samples that take `sample_bytes` each, are made by one call of `of`,
+    while those before them are used: a call for each would take longer than the samples themselves. Of what tf.data
     offers to find out while it runs, nothing is used, since that takes longer than a small epoch.
     """
+    together = batch * max(1, TOGETHER_BYTES // (batch * (sample_bytes + ROW_BYTES)))
 
-    def cut(rows: tf.Tensor) -> tf.data.Dataset:
-        begins = tf.data.Dataset.range(0, tf.size(rows, tf.int64), batch)
-        return begins.map(lambda begin: of(rows[begin : begin + batch]))
+    def cut(number: int) -> tuple[Array, Array]:
+        """Row numbers of whole batches, and apart those of one that is not whole, (k, most), and how many in each."""
+        rows = order(int(number))
+        whole = len(rows) - len(rows) % batch
+        parts = [rows[begin : min(begin + together, whole)] for begin in range(0, whole, together)]
+        parts += [rows[whole:]] if whole < len(rows) else []
+        sizes = np.array([len(part) for part in parts], np.int64)
+        padded = np.zeros((len(parts), sizes.max(initial=0)), np.int64)
+        for row, part in zip(padded, parts, strict=True):
+            row[: len(part)] = part
+        return padded, sizes
+
+    def by_numpy(number: tf.Tensor) -> Any:
+        padded, sizes = tf.numpy_function(cut, [number], [tf.int64, tf.int64])
+        return tf.ensure_shape(padded, (None, None)), tf.ensure_shape(sizes, (None,))
+
+    def some(padded: tf.Tensor, size: tf.Tensor) -> Any:
+        each = tf.minimum(size, batch)
+        return tf.nest.map_structure(lambda made: tf.reshape(made, (-1, each, *made.shape[1:])), of(padded[:size]))
 
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.autotune.enabled = False
-    return orders.flat_map(cut).prefetch(2).with_options(options)
+    pieces = epochs.map(by_numpy).prefetch(1).unbatch()
+    return pieces.map(some).prefetch(1).unbatch().with_options(options)
+
+
+def bytes_of(x: Array) -> int:
+    """What one sample of x (n, *shape) takes."""
+    return math.prod(x.shape[1:]) * x.dtype.itemsize
 
 
 def gatherer(x: Array) -> Any:
