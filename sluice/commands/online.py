@@ -177,6 +177,8 @@ def _news(job: dict[str, Any]) -> list[tuple[str, ...]]:
     for entry in job["metrics"]:
         if drift := entry.get("drift"):
             found.append((f"drift at record {drift['at']}: error {drift['before']:.1%}, since {drift['since']:.1%}",))
+        if (before := entry.get("dropped")) is not None:
+            found.append((f"what was kept from before record {before} is dropped",))
     for one in reversed(job["candidates"]):
         told = one["told"]
         better = f"accuracy {told.get('accuracy', 0):.1%}, before {told.get('accuracy_before', 0):.1%}"
