@@ -77,7 +77,7 @@ def trained(
         stream_id="s", slices=[f"t:0:0:{N}"], format="raw", config={}, validation_rate=0.2, count=N, deployment=None
     )
     stopping = {"patience": 10, "share": 0.25}
-    given = {"epochs": 40, "learning_rate": 0.005, "early_stopping": stopping, "seed": seed, **values}
+    given = {"epochs": 40, "batch": 128, "learning_rate": 0.01, "early_stopping": stopping, "seed": seed, **values}
     settings = TrainingSettings.model_validate(given)
     model = from_source(MODEL)
     outcome = fit(model, anatomy(model), x, y, parts_of(stream, y, settings), settings, folder=folder, report=report)
