@@ -7,6 +7,7 @@ Keys are partitioned by murmur2, as every other Kafka client does.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -265,7 +266,9 @@ class KafkaReader:
     topic partition and the offset at which nothing more is there to read for now, `on_overtaken` a topic partition and
     how many records retention took from where reading was, or was to begin, before they were read; all are called from
     `read`. Who does not read again within `silent_s` is no member of the group any more. It is also how long a change
-    of the group may take, if a member is gone and Kafka does not know.
+    of the group may take, if a member is gone and Kafka does not know. `skips_pending`: offsets that a transaction has
+    kept pending for as long as a stall takes to be seen (`kafka_stalls`) are read without it; for groups whose
+    transactions are over sooner.
     """
 
     def __init__(
@@ -283,6 +286,7 @@ class KafkaReader:
         ahead: int = 100_000,
         idle_ms: int = 100,
         silent_s: float = 60.0,
+        skips_pending: bool = True,
     ) -> None:
         tuned = {
             "session.timeout.ms": 10_000,
@@ -303,6 +307,7 @@ class KafkaReader:
             "isolation.level": "read_committed",
             "partition.assignment.strategy": "range",
         }
+        self._config = config
         self._errors = config["error_cb"]
         self._consumer = ck.Consumer(config)
         self._on_assigned = on_assigned
@@ -310,6 +315,7 @@ class KafkaReader:
         self._on_end = on_end
         self._on_overtaken = on_overtaken
         self._gaps = Gaps(self._first_offset) if on_overtaken else None
+        self._skips_pending = skips_pending
         self._stalls = Stalls(self._end_of, int(config["max.poll.interval.ms"]) / 1000)
         self._joined = False
         self._paused: set[TopicPartition] = set()
@@ -372,7 +378,43 @@ class KafkaReader:
     def _look_for_stall(self) -> None:
         """Raise `RuntimeError` if nothing is read although there is something to read, for good."""
         if self.topics and self._stalls.look(self._joined, lambda: self.assignment() - self._paused, self._answers):
-            raise RuntimeError(f"{self.name}: reading from Kafka stands still; only a new process helps")
+            if not (self._joined and self._skips_pending and self._skip_pending()):
+                raise RuntimeError(f"{self.name}: reading from Kafka stands still; only a new process helps")
+            self._stalls.moves()
+
+    def _skip_pending(self) -> bool:
+        """Begin where the group stood before a transaction that never ends, if that is what reading waits for.
+
+        Kafka tells nobody who reads committed records where a group stands while offsets of it are pending. A broker
+        that was killed may keep them pending for ever (seen with 4.4.0, whose log has the commit).
+        """
+        ours = self._consumer.assignment()
+        if not any(p.offset < 0 for p in self._consumer.position(ours)):
+            return False
+        plain = ck.Consumer({**self._config, "isolation.level": "read_uncommitted"})
+        try:
+            with contextlib.suppress(ck.KafkaException):
+                self._consumer.committed(ours, timeout=ASK_S)
+                return False  # it tells them: that is not it
+            found = plain.committed(ours, timeout=ASK_S)
+        except ck.KafkaException:
+            return False
+        finally:
+            plain.close()
+        log.error(
+            "%s: Kafka does not tell where the group stands, because of a transaction that never ends; going on from "
+            "before it: what it had committed, if it had, is done again",
+            self.name,
+        )
+        other = ck.OFFSET_BEGINNING if self._config["auto.offset.reset"] == "earliest" else ck.OFFSET_END
+        for p in found:
+            p.offset = p.offset if p.offset >= 0 else other
+            if self._gaps is not None and p.offset >= 0:
+                self._gaps.begin((p.topic, p.partition), p.offset)
+        self._consumer.assign(found)
+        if self._paused:
+            self._consumer.pause([ck.TopicPartition(t, p) for t, p in self._paused])
+        return True
 
     def _lost(self, _consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
         self._joined = False

@@ -35,6 +35,8 @@ AHEAD_KB, AHEAD = 8192, 500
 """Read ahead of the batch at hand (kB, or records of a topic partition); what comes for another model waits for no more
 than that."""
 
+SOON_S = 15.0
+"""A transaction that may take longer than that could still be committed when a stall is seen."""
 BATCH_S = 15.0
 """A batch takes about so long at most; who is silent for 60 s is out of its group (`KafkaReader`)."""
 Group = tuple[str, tuple[str, int, bool]]
@@ -56,6 +58,7 @@ class Worker:
             on_overtaken=self._overtaken,
             ahead_kb=AHEAD_KB,
             ahead=AHEAD,
+            skips_pending=settings.transaction_timeout_s <= SOON_S,
         )
         kind = ExactlyOnce if settings.delivery == "exactly-once" else AtLeastOnce
         self.delivery: AtLeastOnce | ExactlyOnce = kind(settings, self.reader, self._rewound)

@@ -1,8 +1,11 @@
 """The door to Kafka, where only a real broker can show what it promises."""
 
+import confluent_kafka as ck
 import pytest
 
-from sluice.doors.kafka import KafkaCluster, KafkaReader
+from sluice.doors import kafka_stalls
+from sluice.doors.kafka import KafkaCluster, KafkaReader, KafkaWriter, Record
+from sluice.doors.kafka_transactions import KafkaTransactions
 from tests.brokers.kafka import Kafka
 from tests.integration.edge_support import until
 
@@ -28,3 +31,46 @@ def test_a_member_that_lives_and_does_not_read_holds_the_group_up_for_so_long_on
     until(lambda: not has(silent, both))  # it reads again, and learns that they are not its own
     other.close()
     silent.close()
+
+
+@pytest.mark.brokers
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("skips", [True, False])
+def test_offsets_that_stay_pending_for_ever_hold_up_nobody_for_good(
+    kafka: Kafka, unique: str, skips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Kafka may keep them after it was killed: here they are of a transaction that nobody ends."""
+    monkeypatch.setattr(kafka_stalls, "LOOK_EVERY_S", 0.5)
+    topic, cluster = kafka.create_topic(unique, 2), KafkaCluster(bootstrap=kafka.bootstrap, options=QUICK)
+    writer = KafkaWriter("devices", cluster)
+    for place in range(10):
+        writer.write(topic, str(place).encode(), partition=0)
+    assert writer.flush(30) == 0
+    first = KafkaReader("first", cluster, unique)
+    first.assign({(topic, 0): 0})
+    first.commit({(topic, 0): 4})
+    hanging = KafkaTransactions("hanging", cluster, unique, 60.0)
+    hanging.init()
+    hanging.begin()
+    hanging.write(topic, b"of the transaction", partition=1)
+    offsets = [ck.TopicPartition(topic, 0, 7)]
+    hanging._producer.send_offsets_to_transaction(offsets, first.group(), 30)
+    first.close()
+    reader = KafkaReader("reader", cluster, unique, skips_pending=skips)
+    reader.subscribe([topic])
+    found: list[Record] = []
+
+    def read() -> bool:
+        writer.write(topic, b"more", partition=0)
+        writer.flush(30)
+        found.extend(reader.read(1, 0.1))
+        return bool(found)
+
+    if skips:
+        until(read)
+        assert (found[0].partition, found[0].offset) == (0, 4)
+    else:
+        with pytest.raises(RuntimeError, match="stands still"):
+            until(read)
+    reader.close()
+    hanging.abort()
