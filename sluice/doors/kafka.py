@@ -317,6 +317,8 @@ class KafkaReader:
         self._gaps = Gaps(self._first_offset) if on_overtaken else None
         self._skips_pending = skips_pending
         self._stalls = Stalls(self._end_of, int(config["max.poll.interval.ms"]) / 1000)
+        self._own: dict[TopicPartition, int] = {}
+        """The highest offsets that this reader has committed."""
         self._joined = False
         self._paused: set[TopicPartition] = set()
         self._taken: set[TopicPartition] = set()
@@ -336,6 +338,7 @@ class KafkaReader:
         if wanted:
             for p in partitions:
                 p.offset = wanted.get((p.topic, p.partition), p.offset)
+        self._go_on(partitions)
         if self._gaps is not None:
             self._begin(partitions)
         self._joined = True
@@ -343,6 +346,27 @@ class KafkaReader:
         self._stalls.moves()
         consumer.assign(partitions)
         consumer.resume(partitions)  # librdkafka keeps one paused while it is given away and back
+
+    def _go_on(self, partitions: list[ck.TopicPartition]) -> None:
+        """Begin nowhere behind what this reader has committed: a broker that was killed may have forgotten it."""
+        known = [p for p in partitions if p.offset == ck.OFFSET_INVALID and (p.topic, p.partition) in self._own]
+        try:
+            told = self._consumer.committed(known, timeout=ASK_S) if known else []
+        except ck.KafkaException:
+            return  # it does not say now where the group stands, and others may have gone on
+        for p, found in zip(known, told, strict=True):
+            own = self._own[p.topic, p.partition]
+            if found.offset < own:
+                place = f"{p.topic}[{p.partition}]"
+                log.error(
+                    "%s: Kafka has forgotten that %s was read up to %d: it says %d", self.name, place, own, found.offset
+                )
+                p.offset = own
+
+    def has_committed(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Note what was committed for this group in another way than by `commit`."""
+        for place, offset in offsets.items():
+            self._own[place] = max(offset, self._own.get(place, 0))
 
     def _begin(self, partitions: list[ck.TopicPartition]) -> None:
         """Note where reading begins, as far as it is known."""
@@ -408,7 +432,8 @@ class KafkaReader:
         )
         other = ck.OFFSET_BEGINNING if self._config["auto.offset.reset"] == "earliest" else ck.OFFSET_END
         for p in found:
-            p.offset = p.offset if p.offset >= 0 else other
+            own = self._own.get((p.topic, p.partition), -1)
+            p.offset = max(p.offset, own) if max(p.offset, own) >= 0 else other
             if self._gaps is not None and p.offset >= 0:
                 self._gaps.begin((p.topic, p.partition), p.offset)
         self._consumer.assign(found)
@@ -491,6 +516,7 @@ class KafkaReader:
                 log.info("%s: topic partitions were given to another reader", self.name)
                 return False
             raise TemporaryError(f"{self.name}: offsets could not be committed: {error.args[0].str()}") from error
+        self.has_committed(offsets)
         return True
 
     def committed(self, places: Iterable[TopicPartition], timeout_s: float = 5.0) -> dict[TopicPartition, int]:

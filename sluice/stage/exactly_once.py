@@ -180,6 +180,7 @@ class ExactlyOnce(Delivery):
             self._spoil(error)
             return
         self._committing = False
+        self.reader.has_committed(self._offsets)
         over = {key for key in (*self._unaudited, *self._cut) if key[1] < self._offsets.get(key[0], 0)}
         self._poison = {key: reason for key, reason in self._poison.items() if key not in over}
         self._cut -= over

@@ -74,3 +74,39 @@ def test_offsets_that_stay_pending_for_ever_hold_up_nobody_for_good(
             until(read)
     reader.close()
     hanging.abort()
+
+
+@pytest.mark.brokers
+@pytest.mark.timeout(120)
+def test_what_a_reader_has_committed_it_does_not_read_again_although_kafka_forgot(kafka: Kafka, unique: str) -> None:
+    """A killed broker may: here somebody puts the group back while nobody is in it. Others' progress counts as ever."""
+    topic, cluster = kafka.create_topic(unique, 2), KafkaCluster(bootstrap=kafka.bootstrap, options=QUICK)
+    writer = KafkaWriter("devices", cluster)
+    for place in range(20):
+        writer.write(topic, str(place).encode(), partition=place % 2)
+    assert writer.flush(30) == 0
+    reader = KafkaReader("reader", cluster, unique)
+    reader.subscribe([topic])
+    until(lambda: reader.read(1, 0.1))
+    assert reader.commit({(topic, 0): 7, (topic, 1): 2})
+    reader._consumer.unsubscribe()
+    back = [ck.TopicPartition(topic, 0, 3), ck.TopicPartition(topic, 1, 5)]
+    group = ck.ConsumerGroupTopicPartitions(unique, back)
+
+    def put_back() -> bool:
+        """Whether that went, which it does not while the reader is taken for a member."""
+        (done,) = kafka.admin().alter_consumer_group_offsets([group]).values()
+        return all(place.error is None for place in done.result(30).topic_partitions)
+
+    until(put_back)
+    reader.subscribe([topic])
+    firsts: dict[int, int] = {}
+
+    def both() -> bool:
+        for record in reader.read(50, 0.1):
+            firsts.setdefault(record.partition, record.offset)
+        return len(firsts) == 2
+
+    until(both)
+    assert firsts == {0: 7, 1: 5}
+    reader.close()

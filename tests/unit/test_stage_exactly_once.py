@@ -73,9 +73,13 @@ class Writer:
 class Reader:
     def __init__(self) -> None:
         self.sought: list[dict[tuple[str, int], int]] = []
+        self.done: list[dict[tuple[str, int], int]] = []
 
     def group(self) -> object:
         return "group"
+
+    def has_committed(self, offsets: dict[tuple[str, int], int]) -> None:
+        self.done.append(dict(offsets))
 
     def assignment(self) -> set[tuple[str, int]]:
         return {PLACE, OTHER}
@@ -140,6 +144,7 @@ def test_batches_that_come_while_a_transaction_ends_are_the_next_one(delivery: D
         (3, {PLACE: 4}),
     ]
     assert delivery.patience_s is None and not delivery.asked.sought
+    assert delivery.asked.done == delivery.offsets()
 
 
 def test_what_failed_is_read_again_with_all_that_waited(delivery: Delivery) -> None:
