@@ -1,7 +1,8 @@
 """Places for what the gateway has taken in and Kafka has not confirmed: bounded in messages and in bytes.
 
-The network threads wait in `take` for a place, which stops them from reading; so memory stays flat when Kafka is away
-and the broker, and behind it the devices, keep what is theirs.
+So memory stays flat when Kafka is away, and the broker, and behind it the devices, keep what is theirs. A broker that
+speaks MQTT 5 is told how many places there are and sends no more (`unacknowledged`). Where there is none all the same,
+the network threads wait in `take`: they read nothing then, no ping either, and in the end the broker hangs up.
 """
 
 from __future__ import annotations

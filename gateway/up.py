@@ -30,6 +30,8 @@ from sluice.wire.state import DeadLetter, DeviceStatus, Reported, parse_state
 
 log = logging.getLogger(__name__)
 
+STATE_PART = 8
+"""One of so many places is for state and dead letters."""
 BUSY = 8
 REST_S = 0.002
 """After a turn of `BUSY` messages or more the network thread gets so long to bring in the next ones: two threads that
@@ -74,6 +76,7 @@ class Up:
         self.topics = names.MqttTopics(settings.topic_prefix)
         self.writer = KafkaWriter(f"{settings.name}-up", settings.kafka, linger_ms=0)
         self.catalogue = KafkaReader(f"{settings.name}-topics", settings.kafka, f"sluice-{settings.name}-topics")
+        state_most = max(1, settings.in_flight // STATE_PART)
         share = f"$share/{settings.shared_group}/" if settings.shared_group else ""
         self.door = MqttDoor(
             "uplink",
@@ -81,6 +84,7 @@ class Up:
             f"{settings.name}-outcomes",
             subscriptions=[(share + self.topics.every(kind), 1) for kind in names.OUTCOME_KINDS],
             on_message=self._take_in,
+            unacknowledged=max(1, settings.in_flight - state_most),
         )
         state = [(self.topics.every(kind), 1) for kind in names.STATE_KINDS]  # retained, which shares do not bring
         self.state_door = MqttDoor(
@@ -89,6 +93,7 @@ class Up:
             f"{settings.name}-state",
             subscriptions=[(share + self.topics.every(names.LETTER_KIND), 1), *state],
             on_message=self._take_in,
+            unacknowledged=state_most,
         )
         """Dead letters and state have no receipt: their session is kept long."""
         self._came: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()

@@ -142,8 +142,9 @@ class MqttDoor:
 
     `on_message`, `on_up`, `on_down`, `on_published(mid)` and `on_refused(mid, reason)` are called from paho's thread.
     `retained_once`: what a broker retains is wanted when a subscription is new, not each time that we come back (MQTT
-    5; before it a broker brings it each time). An exception in the callbacks ends the process: they must hand over and
-    return. `PermanentError`: `tls_ca` cannot be used.
+    5; before it a broker brings it each time). `unacknowledged`: more messages than that the broker does not send
+    before some are acknowledged (MQTT 5; before it as many as it likes). An exception in the callbacks ends the
+    process: they must hand over and return. `PermanentError`: `tls_ca` cannot be used.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class MqttDoor:
         will: tuple[str, bytes] | None = None,
         keep_session: bool = True,
         retained_once: bool = False,
+        unacknowledged: int = 65_535,
     ) -> None:
         self.name = name
         self.broker = broker
@@ -200,6 +202,7 @@ class MqttDoor:
         if five:
             self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has no types for it
             self._properties.SessionExpiryInterval = broker.session_expiry_s if keep_session else 0
+            self._properties.ReceiveMaximum = min(unacknowledged, 65_535)
         client = self._client
         if broker.username is not None:
             client.username_pw_set(broker.username, broker.password)

@@ -72,7 +72,8 @@ def test_kafka_is_away(kafka: Kafka, mosquitto: Mosquitto, tmp_path: Path, uniqu
     devices = [f"device-{number}-{unique}" for number in range(DEVICES)]
     with ExitStack() as stack:
         processes = stack.enter_context(Processes(tmp_path / "logs"))
-        gateway = Gateway(processes, mosquitto, kafka, unique, GATEWAY_IN_FLIGHT=str(IN_FLIGHT))
+        settings = {"GATEWAY_IN_FLIGHT": str(IN_FLIGHT), "GATEWAY_BROKER__KEEPALIVE_S": "5"}
+        gateway = Gateway(processes, mosquitto, kafka, unique, **settings)
         with Device(broker, f"early-{unique}") as early:
             early.insist(early.prediction())
         users = []
