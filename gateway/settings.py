@@ -32,7 +32,8 @@ class GatewaySettings(RoomSettings):
     answers_group: str = "sluice-gateway"
     """Kafka group that shares the answers among the gateways of one MQTT broker; another broker needs another one."""
     in_flight: int = Field(default=256, ge=1)
-    """Messages taken in and not yet confirmed by Kafka; when they are that many, the broker has to wait."""
+    """Outcomes taken in and not yet confirmed by Kafka; when they are that many, the broker has to wait. State and dead
+    letters may be an eighth as many besides."""
     in_flight_bytes: int = Field(default=32_000_000, ge=1)
     """The same in bytes of their payloads; the Kafka client holds a second copy of them."""
     answers_in_flight: int = Field(default=1000, ge=1, le=60_000)

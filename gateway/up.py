@@ -31,7 +31,7 @@ from sluice.wire.state import DeadLetter, DeviceStatus, Reported, parse_state
 log = logging.getLogger(__name__)
 
 STATE_PART = 8
-"""One of so many places is for state and dead letters."""
+"""State and dead letters have so much less room than outcomes."""
 BUSY = 8
 REST_S = 0.002
 """After a turn of `BUSY` messages or more the network thread gets so long to bring in the next ones: two threads that
@@ -76,7 +76,7 @@ class Up:
         self.topics = names.MqttTopics(settings.topic_prefix)
         self.writer = KafkaWriter(f"{settings.name}-up", settings.kafka, linger_ms=0)
         self.catalogue = KafkaReader(f"{settings.name}-topics", settings.kafka, f"sluice-{settings.name}-topics")
-        state_most = max(1, settings.in_flight // STATE_PART)
+        state_most = settings.in_flight // STATE_PART
         share = f"$share/{settings.shared_group}/" if settings.shared_group else ""
         self.door = MqttDoor(
             "uplink",
@@ -84,7 +84,7 @@ class Up:
             f"{settings.name}-outcomes",
             subscriptions=[(share + self.topics.every(kind), 1) for kind in names.OUTCOME_KINDS],
             on_message=self._take_in,
-            unacknowledged=max(1, settings.in_flight - state_most),
+            unacknowledged=settings.in_flight,
         )
         state = [(self.topics.every(kind), 1) for kind in names.STATE_KINDS]  # retained, which shares do not bring
         self.state_door = MqttDoor(
@@ -93,7 +93,7 @@ class Up:
             f"{settings.name}-state",
             subscriptions=[(share + self.topics.every(names.LETTER_KIND), 1), *state],
             on_message=self._take_in,
-            unacknowledged=state_most,
+            unacknowledged=max(1, state_most),
         )
         """Dead letters and state have no receipt: their session is kept long."""
         self._came: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
@@ -102,7 +102,7 @@ class Up:
         self._broken: Exception | None = None
         """Kafka's client cannot go on."""
         self._ended = threading.Event()
-        self._places = Places(settings.in_flight, settings.in_flight_bytes)
+        self._places = Places(settings.in_flight + state_most, settings.in_flight_bytes)
         metrics.GATEWAY_IN_FLIGHT.set_function(lambda: self._places.taken)
         metrics.GATEWAY_IN_FLIGHT_BYTES.set_function(lambda: self._places.bytes)
         self._counted = {kind: metrics.GATEWAY_UP.labels(kind) for kind in names.OUTCOME_KINDS}

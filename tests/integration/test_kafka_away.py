@@ -119,7 +119,7 @@ def test_kafka_is_away(kafka: Kafka, mosquitto: Mosquitto, tmp_path: Path, uniqu
         print(f"after its return, {records - DEVICES * count} repeats; in flight {in_flight:.0f} messages, {held:.0f}")
         print(f"bytes; gateway's memory before {max(before)} KiB, during {min(during)} to {max(during)}, after")
         print(f"{max(after)}")
-        assert 0 < in_flight <= IN_FLIGHT < count, "the rest stays with the devices"
+        assert 0 < in_flight <= IN_FLIGHT * 9 / 8 < count, "the rest stays with the devices"
         for device, user in zip(devices, users, strict=True):
             for topic in topics:
                 assert first_seqs(topic, device) == sorted(first_seqs(topic, device))
