@@ -364,7 +364,7 @@ class KafkaReader:
                 p.offset = own
 
     def has_committed(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Note what was committed for this group in another way than by `commit`."""
+        """Note what was committed for this group: `commit` does, and whoever commits it in a transaction has to."""
         for place, offset in offsets.items():
             self._own[place] = max(offset, self._own.get(place, 0))
 

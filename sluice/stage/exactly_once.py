@@ -48,7 +48,7 @@ class Made:
         """The first offset of each topic partition that something came of."""
         found: Offsets = {}
         for record, _ in (*self.outcomes, *self.letters):
-            place = record.topic, record.partition
+            place = _place(record)
             found[place] = min(record.offset, found.get(place, record.offset))
         return found
 
@@ -190,7 +190,8 @@ class ExactlyOnce(Delivery):
     def _write_waiting(self) -> None:
         """Write what waits, as part of the transaction that is open, or of a new one."""
         while self._waiting and not self._spoilt:
-            self._write_made(self._waiting.pop(0))
+            self._write_made(self._waiting[0])  # which stays, should the transaction not begin
+            del self._waiting[0]
 
     def _write_made(self, made: Made) -> None:
         now = time.monotonic()
@@ -313,4 +314,4 @@ def _place(record: Record) -> TopicPartition:
 
 
 def _key(record: Record) -> tuple[TopicPartition, int]:
-    return (record.topic, record.partition), record.offset
+    return _place(record), record.offset
